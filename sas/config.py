@@ -1,0 +1,332 @@
+"""Settings: the one source of truth for every knob of a training run.
+
+A configuration file holds only what differs from the defaults here. Unknown keys, wrong types and values out of range are errors,
+in files and on the command line alike, and so is a knob that has no effect beside the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names field, rule, value and cure."""
+
+
+class Settings(BaseModel):
+    """Base of all sections: frozen, and no field that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class DataSettings(Settings):
+    """Where scenes come from."""
+
+    scenes: str | None = None
+    """Folder of scenes (project format or SAS folders) to train on; without it scenes are composed from cutouts."""
+    cutouts: tuple[str, ...] = ()
+    """Folders of cutouts (RGBA pictures, or pictures beside masks); without them solids are rendered."""
+    backgrounds: str | None = None
+    """Folder of background pictures; without it backgrounds are rendered."""
+    image_size: int = Field(64, ge=16, le=1024)
+    """Side of the square image the model sees, pixels."""
+    mask_size: int = Field(64, ge=16, le=1024)
+    """Side of the square masks, pixels."""
+    oversample: int = Field(2, ge=1, le=8)
+    """Canvas pixels a model pixel when composing; masks are made on the canvas and reduced by area."""
+    sprite_size: int = Field(64, ge=16, le=512)
+    """Side of a cutout in the atlas, pixels."""
+    families: tuple[str, ...] = ()
+    """Families of rendered solids; all of them if empty."""
+    classes: int = Field(240, ge=1)
+    """Rendered looks; scenes of one class show several views of one look."""
+    views: int = Field(6, ge=1)
+    """Rendered views of a look."""
+    background_count: int = Field(200, ge=1)
+    """Rendered backgrounds."""
+    objects: tuple[int, int] = (1, 4)
+    """Fewest and most objects of a composed scene."""
+    intra_class: float = Field(0.3, ge=0, le=1)
+    """Share of composed scenes whose objects are all of one class."""
+    empty: float = Field(0.03, ge=0, le=1)
+    """Share of composed scenes without objects."""
+    twins: float = Field(0.1, ge=0, le=1)
+    """Share of composed scenes that repeat their neighbour without its occluders."""
+    letterbox: float = Field(0.15, ge=0, le=1)
+    """Share of composed scenes with grey bars, as pictures that are not square have."""
+    min_overlap: float = Field(0.01, ge=0, lt=1)
+    """i occludes j only if they share more than this fraction of j's amodal area."""
+    layers: Literal["all"] | int = "all"
+    """Training items a picture: one a layer and the empty one ("all"), or this many draws."""
+    corruption: float = Field(0.0, ge=0, le=1)
+    """Share of items whose cumulative mask is damaged (objects dropped, outline moved)."""
+    corruption_drop: float = Field(0.1, ge=0, le=1)
+    """Probability of leaving an object out of a damaged cumulative mask."""
+    workers: int = Field(0, ge=0, le=64)
+    """Threads that read scenes from disk, and one that reads a batch ahead; 0 reads in the training loop."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        if isinstance(self.layers, int) and self.layers < 1:
+            raise ValueError(f'layers must be "all" or a positive number, got {self.layers}: pass 1 or more')
+        if not 0 <= self.objects[0] <= self.objects[1] or self.objects[1] < 1:
+            raise ValueError(f"objects must be (fewest, most) with most >= 1, got {self.objects}: fix the range")
+        if self.scenes and (self.cutouts or self.backgrounds):
+            raise ValueError("scenes excludes cutouts and backgrounds, which would have no effect: remove one of them")
+        if self.cutouts and self.families:
+            raise ValueError("cutouts excludes families, which would have no effect: remove one of them")
+        return self
+
+
+class ModelSettings(Settings):
+    """The network; see `sas.models.unet.ConcatUNet`."""
+
+    name: Literal["unet"] = "unet"
+    """Which network."""
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    """Width of each level."""
+    blocks: int = Field(1, ge=1, le=8)
+    """Residual blocks a level."""
+    attention_sizes: tuple[int, ...] = ()
+    """Resolutions of the network's maps at which attention runs."""
+    middle_attention: bool = True
+    """Attention in the middle."""
+    patch: int = Field(2, ge=1, le=8)
+    """Side of the pixel blocks folded into channels at the input."""
+    norm_groups: int = Field(16, ge=1)
+    """Groups of the group norms; divides every width."""
+    gradient_checkpointing: bool = False
+    """Trade a third more time for much less memory in training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        wrong = [width for width in self.channels if width % self.norm_groups]
+        if wrong:
+            raise ValueError(f"norm_groups must divide every width of channels, got {self.norm_groups} and {wrong[0]}: change one of them")
+        return self
+
+
+class DiffusionSettings(Settings):
+    """Schedule, mask code and objective."""
+
+    num_train_timesteps: int = Field(1000, ge=2, le=10_000)
+    """T."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    """Noise schedule, in diffusers' names (squaredcos_cap_v2 is the cosine one)."""
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    """First beta of the linear schedules."""
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    """Last beta of the linear schedules."""
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "sample"
+    """What the network predicts: the noise, x_0, or v."""
+    loss_type: Literal["mse", "bce_dice"] = "bce_dice"
+    """Squared error on the prediction, or cross-entropy and Dice on x_0 logits."""
+    learned_variance: bool = False
+    """A second output channel for a learned-range variance, trained by the variational bound."""
+    zero_terminal_snr: bool = True
+    """Rescale the schedule so that the last time step is pure noise."""
+    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    """Where sampling steps lie; trailing starts at the last time step."""
+    mask_scale: float = Field(0.5, gt=0, le=10)
+    """Amplitude of the mask's float code."""
+    mask_centred: bool = True
+    """Code masks as {-scale, scale} instead of {0, scale}."""
+    high_noise_bias: float = Field(1.0, ge=0, le=10)
+    """0 draws the time step uniformly; larger values prefer noisy ones."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DiffusionSettings:
+        if self.loss_type == "bce_dice" and self.prediction_type != "sample":
+            raise ValueError(f'loss_type "bce_dice" needs prediction_type "sample", got {self.prediction_type!r}: set loss_type to "mse"')
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError('zero_terminal_snr cannot go with prediction_type "epsilon", which is undefined on pure noise: use "sample" or "v_prediction"')
+        if self.learned_variance and self.loss_type == "bce_dice":
+            raise ValueError('learned_variance needs loss_type "mse", got "bce_dice": set loss_type to "mse" or learned_variance to false')
+        if self.zero_terminal_snr and self.learned_variance:
+            raise ValueError("zero_terminal_snr cannot go with learned_variance, whose bound is infinite on pure noise: switch one of them off")
+        return self
+
+
+class SamplingSettings(Settings):
+    """Defaults of the sampler; they are stored in the weights."""
+
+    scheduler: Literal["ddim", "ddpm", "dpmsolver++"] = "ddim"
+    """Reverse process."""
+    steps: int = Field(4, ge=1, le=10_000)
+    """Denoising steps a layer."""
+    members: int = Field(3, ge=1, le=1024)
+    """Ensemble size."""
+    consensus: Literal["medoid", "mean"] = "medoid"
+    """Rule for the mask kept."""
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """Soft mask above which a pixel of a member is set."""
+    void_area: float = Field(0.0025, ge=0, lt=1)
+    """Share of the grid below which a member is void."""
+    merge_disjoint: bool = True
+    """A layer that shares no pixel with the one before belongs to that one."""
+    max_layers: int = Field(8, ge=1, le=64)
+    """Most layers of an image."""
+    cumulative: Literal["shared", "member"] = "shared"
+    """Members share the consensus as their cumulative mask, or each keeps its own."""
+    image_range: Literal["unit", "bytes"] = "unit"
+    """Range of the image the network was trained on: [-1, 1], or 0..255 (a quirk of the official code)."""
+
+
+class TrainingSettings(Settings):
+    """The trainer."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of everything random in training."""
+    steps: int = Field(10_000, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(32, ge=1)
+    """Pictures in the global batch, over all processes and micro-batches."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Most pictures of a process at once; smaller parts are accumulated. None: the process's whole share."""
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    """Weight decay of AdamW."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    ema_decay: float = Field(0.999, gt=0, lt=1)
+    """Decay of the exponential moving average of the weights."""
+    sample_weights: Literal["ema", "raw"] = "ema"
+    """Which weights are validated and saved (raw is a quirk of the official code)."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Mixed precision."""
+    compile: bool = False
+    """torch.compile the network; for GPUs."""
+
+
+class LoggingSettings(Settings):
+    """What is written while training runs; none of it changes the weights."""
+
+    log_every: int = Field(20, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept."""
+    validate_every: int = Field(1000, ge=1)
+    """Steps between validations."""
+    validation_scenes: int = Field(64, ge=1)
+    """Scenes of a validation."""
+    validation_steps: int | None = Field(None, ge=1)
+    """Denoising steps a layer in validations; None: sampling.steps."""
+    validation_members: int | None = Field(None, ge=1)
+    """Ensemble size in validations; None: sampling.members."""
+    trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Trackers beside metrics.jsonl. wandb works offline unless told otherwise."""
+    project: str = "sas"
+    """Project name for the trackers."""
+    half_weights: bool = False
+    """Save the pipeline's weights in half precision."""
+
+
+class Config(Settings):
+    """One training run."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    diffusion: DiffusionSettings = DiffusionSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    training: TrainingSettings = TrainingSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.model.name == "unet" and self.data.image_size != self.data.mask_size:
+            raise ValueError(
+                f"the concatenating UNet needs image_size equal to mask_size, got {self.data.image_size} and {self.data.mask_size}: set both alike"
+            )
+        side = self.model.patch * 2 ** (len(self.model.channels) - 1)
+        if self.data.mask_size % side:
+            raise ValueError(
+                f"data.mask_size must be divisible by patch x 2^(levels - 1) = {side}, got {self.data.mask_size}: "
+                "change mask_size, model.patch or the number of model.channels"
+            )
+        if self.sampling.scheduler != "ddpm" and self.sampling.steps > self.diffusion.num_train_timesteps:
+            raise ValueError(
+                f"sampling.steps must be at most num_train_timesteps = {self.diffusion.num_train_timesteps}, got {self.sampling.steps}: lower it"
+            )
+        return self
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Defaults, changed by a YAML file, changed by `overrides` ({"section.field": value})."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise ConfigError(f"configuration {path} cannot be read ({error.strerror}): check the path") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"configuration {path} is not valid YAML ({' '.join(str(error).split())}): fix the file") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"configuration {path} must hold sections such as `training:`, got {type(values).__name__}: see configs/ for examples")
+    for name, value in (overrides or {}).items():
+        section, _, field = name.partition(".")
+        if not field or not isinstance(values.setdefault(section, {}), dict):
+            raise ConfigError(f"override {name} must be section.field, got {name!r}: for example training.steps")
+        values[section][field] = value
+    return config_from_dict(values, where=str(path) if path else "the command line")
+
+
+def config_from_dict(values: dict[str, Any], *, where: str = "configuration") -> Config:
+    """Validated Config; ConfigError with one line a fault."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(e) for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(faults)) from None
+
+
+def _fault(error: Any) -> str:
+    """One fault in plain words: field, rule, value, cure."""
+    place = [str(part) for part in error["loc"]]
+    name = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(place[:-1])
+        close = difflib.get_close_matches(place[-1], known, n=1)
+        cure = f"did you mean {'.'.join([*place[:-1], close[0]])}?" if close else f"known there: {', '.join(known)}"
+        return f"unknown key {name}: {cure}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{name + ': ' if name else ''}{message}"
+    return f"{name}: {message}, got {error['input']!r}: change the value"
+
+
+def _fields_at(place: list[str]) -> list[str]:
+    model: Any = Config
+    for part in place:
+        model = model.model_fields[part].annotation if part in model.model_fields else Settings
+    return list(model.model_fields)
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ between two dumped configurations: {"section.field": (old, new)}."""
+    names = sorted({f"{s}.{f}" for config in (old, new) for s, fields in config.items() for f in fields})
+    found = {}
+    for name in names:
+        section, field = name.split(".", 1)
+        before, after = old.get(section, {}).get(field), new.get(section, {}).get(field)
+        if before != after:
+            found[name] = (before, after)
+    return found
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the whole configuration."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

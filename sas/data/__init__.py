@@ -1,0 +1,19 @@
+"""Sources of scenes: a composer that pastes cutouts, a loader over scenes on disk, and the cutouts and pictures they need."""
+
+from sas.data.atlas import Atlas
+from sas.data.composer import Composer
+from sas.data.folders import ProjectFolder, SASFolders, open_scenes, write_project, write_sas_folders
+from sas.data.source import Prefetcher, SceneLoader, SceneSource
+
+__all__ = [
+    "Atlas",
+    "Composer",
+    "Prefetcher",
+    "ProjectFolder",
+    "SASFolders",
+    "SceneLoader",
+    "SceneSource",
+    "open_scenes",
+    "write_project",
+    "write_sas_folders",
+]

@@ -1,0 +1,141 @@
+"""Cutouts to compose scenes from: square RGBA sprites, each of a group whose members look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps
+
+from sas.data.solids import FAMILIES, render_solids
+from sas.io import InputError, find_images, read_mask
+from sas.masks import check_shape
+from sas.seeding import derive_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """Sprites sorted by group.
+
+    sprites: uint8 (S, 4, P, P) RGBA, straight alpha. group: int64 (S,), ascending from 0. names: one a sprite.
+    """
+
+    sprites: torch.Tensor
+    group: torch.Tensor
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        count = check_shape(self.sprites, "s 4 p q", name="sprites")["s"]
+        check_shape(self.group, "s", name="group", s=count)
+        if not count:
+            raise InputError("sprites must hold at least one cutout, got none; name a folder with pictures that have alpha")
+        if not (self.group[1:] >= self.group[:-1]).all() or self.group[0] != 0:
+            raise ValueError("group must ascend from 0: sort the sprites by group")
+
+    def __len__(self) -> int:
+        return len(self.sprites)
+
+    @property
+    def group_starts(self) -> torch.Tensor:
+        """First sprite of each group, int64 (G,)."""
+        return torch.searchsorted(self.group, torch.arange(int(self.group[-1]) + 1))
+
+    @property
+    def group_sizes(self) -> torch.Tensor:
+        """Sprites of each group, int64 (G,)."""
+        return torch.bincount(self.group)
+
+    @classmethod
+    def generated(
+        cls, *, seed: int, classes: int, views: int, size: int = 64, families: Sequence[str] = FAMILIES
+    ) -> Atlas:
+        """Rendered solids: `classes` looks, shared out evenly over `families`, each in `views` poses."""
+        if classes < 1:
+            raise ValueError(f"classes must be at least 1, got {classes}: ask for one or more looks")
+        sprites, names = [], []
+        for c in range(classes):
+            family = families[c % len(families)]
+            sprites.append(torch.from_numpy(render_solids(family, seed=derive_seed(seed, c), count=views, size=size)))
+            names += [f"{family}-{c:03d}"] * views
+        return cls(sprites=torch.cat(sprites), group=torch.arange(classes).repeat_interleave(views), names=tuple(names))
+
+    @classmethod
+    def from_folders(cls, folders: Sequence[str | Path], *, size: int = 64) -> Atlas:
+        """Cutouts of one's own: pictures with alpha, or pictures beside a mask of the same stem and the ending `.mask.png`.
+
+        All levels of a folder are read. The group of `Class__Variety__3.webp` is `Class__Variety`; without "__" every
+        picture's folder is its group.
+        """
+        files = [f for f in find_images([str(folder) for folder in folders], recursive=True) if ".mask." not in f.name]
+        found = [(_group_of(path), path) for path in files]
+        found.sort(key=lambda pair: (pair[0], pair[1].name))
+        groups = {name: number for number, name in enumerate(dict.fromkeys(group for group, _ in found))}
+        return cls(
+            sprites=torch.stack([read_cutout(path, size=size) for _, path in found]),
+            group=torch.tensor([groups[name] for name, _ in found]),
+            names=tuple(path.stem for _, path in found),
+        )
+
+    def chosen(self, rows: Iterable[int]) -> Atlas:
+        """The atlas of some sprites only; groups are numbered anew."""
+        keep = torch.tensor(sorted(rows), dtype=torch.int64)
+        if not len(keep):
+            raise InputError("rows must name at least one cutout, got none; widen the split")
+        _, group = torch.unique_consecutive(self.group[keep], return_inverse=True)
+        return Atlas(sprites=self.sprites[keep], group=group, names=tuple(self.names[row] for row in keep))
+
+    def joined(self, other: Atlas) -> Atlas:
+        """Both atlases' sprites; the other's groups come after these."""
+        return Atlas(
+            sprites=torch.cat([self.sprites, other.sprites]),
+            group=torch.cat([self.group, other.group + self.group[-1] + 1]),
+            names=self.names + other.names,
+        )
+
+
+def _group_of(path: Path) -> str:
+    return path.stem.rsplit("__", 1)[0] if "__" in path.stem else str(path.parent)
+
+
+def read_cutout(path: Path, *, size: int) -> torch.Tensor:
+    """One cutout as a sprite: trimmed to its alpha, scaled to fill a square of `size` with 2 pixels of margin; uint8 (4, size, size)."""
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            picture.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"cutout {path} cannot be read ({error}); replace or remove the file") from error
+    beside = path.with_name(f"{path.stem}.mask.png")
+    if beside.exists():
+        mask = read_mask(beside, size=(picture.height, picture.width))
+        picture = picture.convert("RGB")
+        picture.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
+    elif "A" not in picture.getbands() and "transparency" not in picture.info:
+        raise InputError(
+            f"cutout {path} must have an alpha channel, got mode {picture.mode}; "
+            f"save it with transparency or put its mask beside it as {beside.name}"
+        )
+    picture = picture.convert("RGBA")
+    box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 127 else 0).getbbox()
+    if box is None:
+        raise InputError(f"cutout {path} must show something, got alpha that is nowhere above 127; remove the file")
+    return _fit(picture.crop(box), size)
+
+
+def _fit(picture: Image.Image, size: int) -> torch.Tensor:
+    """Scale to the square, with colours carried under the transparent part so that no dark fringe is sampled."""
+    scale = (size - 4) / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    values = np.asarray(picture.convert("RGBa").resize((width, height), Image.Resampling.BOX), dtype=np.float32)
+    alpha = values[..., 3:]
+    colour = np.where(alpha > 0, values[..., :3] * 255 / np.maximum(alpha, 1), 0)
+    mean = (values[..., :3].sum(axis=(0, 1)) * 255 / max(alpha.sum(), 1.0)).clip(0, 255)
+    sprite = np.concatenate([np.broadcast_to(mean, (size, size, 3)), np.zeros((size, size, 1))], axis=-1)
+    top, left = (size - height) // 2, (size - width) // 2
+    sprite[top : top + height, left : left + width, :3] = np.where(alpha > 0, colour.clip(0, 255), mean)
+    sprite[top : top + height, left : left + width, 3:] = alpha
+    return torch.from_numpy(rearrange(sprite.round().astype(np.uint8), "h w c -> c h w"))

@@ -1,0 +1,349 @@
+"""Compose scenes from cutouts: paste them on a background in depth order, with exact amodal masks and occlusion order.
+
+Everything is batched in torch, so the same code runs on CPU and GPU. All randomness comes from `Keys`: the scene at position p
+of step s depends on (seed, s, p) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch.nn import functional
+
+from sas.data.atlas import Atlas
+from sas.geometry import PADDING_VALUE
+from sas.masks import overlap_areas, reduce_by_area
+from sas.order import DEFAULT_MIN_OVERLAP
+from sas.scene import Scene, SceneBatch
+from sas.seeding import Keys
+
+
+# What a scene and an object of it draw, each one uniform number; a new name may be added at the end without moving the others.
+SCENE_DRAWS = (
+    "aspect", "background", "centre_x", "centre_y", "count", "crop_x", "crop_y", "empty",
+    "focus", "grain", "group", "intra_class", "letterbox", "level", "light_x", "light_y",
+    "mirror", "one_size", "size", "slope_x", "slope_y", "spread", "table", "upright",
+    "wide", "zoom",
+)
+OBJECT_DRAWS = (
+    "angle", "blue", "exposure", "flip", "gamma", "green", "group", "red",
+    "shadow", "size", "sprite", "stretch", "x", "y",
+)
+Draws = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class SceneStyle:
+    """What scenes look like; fractions are of the canvas's side, probabilities are shares of scenes.
+
+    objects: fewest and most objects. intra_class: all objects of one group. empty: no object at all. twins: a scene repeated
+    without its occluders, so that the model learns not to complete what ends there. scale: longer side of an object.
+    spread: how far objects lie apart. min_visible: an object that shows less of itself is left out before pasting.
+    letterbox: scenes with grey bars, as pictures that are not square have. lighting, colour, noise: strengths in [0, 1].
+    """
+
+    objects: tuple[int, int] = (1, 4)
+    intra_class: float = 0.3
+    empty: float = 0.03
+    twins: float = 0.1
+    scale: tuple[float, float] = (0.25, 0.6)
+    spread: tuple[float, float] = (0.2, 0.9)
+    min_visible: float = 0.05
+    letterbox: float = 0.15
+    lighting: float = 0.4
+    colour: float = 0.25
+    noise: float = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """Scenes on the canvas. image: float (B, 3, C, C) in [0, 1]. masks: bool (B, N, C, C), front to back, padding last.
+    counts: int64 (B,). overlaps: bool (B, N, N), in front and touching. order: those that count. frame: bool (B, 1, C, C)."""
+
+    image: torch.Tensor
+    masks: torch.Tensor
+    counts: torch.Tensor
+    overlaps: torch.Tensor
+    order: torch.Tensor
+    frame: torch.Tensor
+    sprite: torch.Tensor
+    dropped: torch.Tensor
+
+
+class Composer:
+    """Source of composed scenes (see `sas.data.source.SceneSource`).
+
+    backgrounds: uint8 (M, 3, S, S). image_size, mask_size: model resolution. oversample: canvas pixels a model pixel; masks and
+    layers are made on the canvas and reduced by area > 0.5.
+    """
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        backgrounds: torch.Tensor | np.ndarray,
+        *,
+        seed: int,
+        image_size: int = 64,
+        mask_size: int = 64,
+        oversample: int = 2,
+        style: SceneStyle = SceneStyle(),
+        min_overlap: float = DEFAULT_MIN_OVERLAP,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        canvas = image_size * oversample
+        if canvas % mask_size:
+            raise ValueError(
+                f"mask_size must divide the canvas of image_size x oversample = {canvas}, got {mask_size}: choose a divisor"
+            )
+        low, high = style.objects
+        if not 0 <= low <= high or high < 1:
+            raise ValueError(f"objects must be (fewest, most) with 0 <= fewest <= most and most >= 1, got {style.objects}: fix the range")
+        self.seed = seed
+        self.image_size, self.mask_size, self.canvas = image_size, mask_size, canvas
+        self.style = style
+        self.min_overlap = min_overlap
+        self.names = atlas.names
+        self.device = torch.device(device)
+        self.sprites = atlas.sprites.to(self.device)
+        self.starts, self.sizes = atlas.group_starts, atlas.group_sizes
+        self.backgrounds = torch.as_tensor(backgrounds).to(self.device)
+
+    # ------------------------------------------------------------------ sources
+
+    def batch(self, step: int, positions: Sequence[int]) -> SceneBatch:
+        """Scenes at model resolution, on the composer's device."""
+        made = self.compose(step, positions)
+        layer_index = layers_front_to_back(made.order, made.counts)
+        image = functional.interpolate(made.image, size=(self.image_size, self.image_size), mode="area")
+        reduced = reduce_by_area(torch.cat([made.masks, made.frame], dim=1), self.canvas // self.mask_size)
+        return SceneBatch(
+            image=image * 2 - 1,
+            amodal_masks=reduced[:, :-1],
+            counts=made.counts,
+            layer_index=layer_index,
+            order_matrix=made.order,
+            known=reduced[:, -1:],
+            ids=tuple(f"{self.seed}-{step}-{position}" for position in positions),
+        )
+
+    def scenes(self, step: int, positions: Sequence[int]) -> list[Scene]:
+        """The same scenes as full-size ground truth, for writing to disk or looking at."""
+        made = self.compose(step, positions)
+        images = rearrange((made.image * 255).round().byte(), "b c h w -> b h w c").cpu().numpy()
+        result = []
+        for b, position in enumerate(positions):
+            count = int(made.counts[b])
+            result.append(
+                Scene(
+                    image=images[b],
+                    amodal_masks=made.masks[b, :count].cpu().numpy(),
+                    order_matrix=made.overlaps[b, :count, :count].cpu().numpy(),
+                    names=tuple(self.names[i] for i in made.sprite[b, :count].tolist()),
+                    id=f"{self.seed}-{step}-{position}",
+                    min_overlap=self.min_overlap,
+                    source="sas composer",
+                    dropped=int(made.dropped[b]),
+                )
+            )
+        return result
+
+    # ------------------------------------------------------------------ composing
+
+    def compose(self, step: int, positions: Sequence[int]) -> Composition:
+        """Draw, place, light and paste; see the numbered steps."""
+        keys, style = Keys(self.seed, step, tuple(positions)), self.style
+        b, n, c = len(positions), style.objects[1], self.canvas
+
+        # 1. A twin takes all its numbers from its left neighbour, so that both show the same objects.
+        own = keys.uniform("twin")
+        twin = torch.tensor([bool(u < style.twins) and p % 2 == 1 for u, p in zip(own.tolist(), positions, strict=True)])
+        source = keys.at([p - 1 if t else p for p, t in zip(positions, twin.tolist(), strict=True)])
+        per_scene = _named(source.uniform("scene", len(SCENE_DRAWS)).to(self.device), SCENE_DRAWS)
+        per_object = _named(source.uniform("objects", n, len(OBJECT_DRAWS)).to(self.device), OBJECT_DRAWS)
+        twin = twin.to(self.device)
+
+        # 2. Which objects, and where.
+        sprite, present = self._choose(per_scene, per_object)
+        inverse = self._place(per_scene, per_object)
+        premultiplied = self._sprites(sprite, per_object)
+        grid = functional.affine_grid(inverse, [b * n, 4, c, c], align_corners=False)
+        pasted = functional.grid_sample(premultiplied, grid, mode="bilinear", align_corners=False)
+        pasted = rearrange(pasted, "(b n) c h w -> b n c h w", b=b)
+        frame = self._frame(per_scene)
+        masks = (pasted[:, :, 3] > 0.5) & present[:, :, None, None] & frame
+
+        # 3. Leave out what hardly shows; in a twin, also what occludes anything.
+        kept = self._visible_enough(masks)
+        masks = masks & kept[:, :, None, None]
+        order, overlaps = self._order(masks)
+        kept = kept & ~(twin[:, None] & order.any(dim=2))
+        pasted = pasted * kept[:, :, None, None, None]
+
+        # 4. Paste from back to front, each object over its contact shadow.
+        image = self._background(per_scene)
+        shadow = self._shadows(pasted[:, :, 3], per_scene, per_object)
+        for i in reversed(range(n)):
+            image = image * (1 - shadow[:, i : i + 1])
+            image = image * (1 - pasted[:, i, 3:]) + pasted[:, i, :3]
+        image = self._camera(image, per_scene, keys)
+        image = torch.where(frame, image, PADDING_VALUE / 255)
+
+        # 5. Objects that are there first, padding last.
+        slots = (~kept).long().argsort(dim=1, stable=True)
+        masks = (masks & kept[:, :, None, None]).gather(1, repeat(slots, "b n -> b n h w", h=c, w=c))
+        pairs = kept[:, :, None] & kept[:, None, :]
+        return Composition(
+            image=image.clamp(0, 1),
+            masks=masks,
+            counts=kept.sum(dim=1),
+            overlaps=_permute(overlaps & pairs, slots),
+            order=_permute(order & pairs, slots),
+            frame=frame,
+            sprite=sprite.gather(1, slots),
+            dropped=(present & ~kept).sum(dim=1),
+        )
+
+    def _choose(self, scene: Draws, objects: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sprite of each slot, int64 (B, N), and which slots are used, bool (B, N)."""
+        style, (low, high) = self.style, self.style.objects
+        starts, sizes = self.starts.to(self.device), self.sizes.to(self.device)
+        count = low + (scene["count"] * (high - low + 1)).long()
+        count = torch.where(scene["empty"] < style.empty, 0, count)
+        present = torch.arange(high, device=self.device)[None] < count[:, None]
+        shared = (scene["intra_class"] < style.intra_class)[:, None]
+        group = (torch.where(shared, scene["group"][:, None], objects["group"]) * len(starts)).long()
+        sprite = starts[group] + (objects["sprite"] * sizes[group]).long()
+        return sprite, present
+
+    def _place(self, scene: Draws, objects: Draws) -> torch.Tensor:
+        """Inverse affine map of each slot, canvas to sprite in [-1, 1] coordinates: (B * N, 2, 3)."""
+        style, n = self.style, self.style.objects[1]
+        spread = _between(scene["spread"], *style.spread)[:, None]
+        centre_x, centre_y = ((scene[name][:, None] - 0.5) * (1 - spread) * 1.2 for name in ("centre_x", "centre_y"))
+        x = centre_x + (objects["x"] - 0.5) * 2 * spread
+        y = centre_y + (objects["y"] - 0.5) * 2 * spread
+        # On a table what is nearer stands lower in the picture; in a heap it may lie anywhere.
+        y = torch.where((scene["table"] < 0.6)[:, None], y.sort(dim=1, descending=True).values, y)
+        common = _between(scene["size"], *style.scale)[:, None]
+        size = torch.where((scene["one_size"] < 0.5)[:, None], common * _between(objects["size"], 0.8, 1.25), _between(objects["size"], *style.scale))
+        upright = (scene["upright"] < 0.6)[:, None]
+        angle = (objects["angle"] - 0.5) * torch.where(upright, 0.35, 2 * torch.pi)
+        flip = torch.where(objects["flip"] < 0.5, -1.0, 1.0)
+        stretch = _between(objects["stretch"], 0.9, 1.1)
+        cos, sin = angle.cos() / size, angle.sin() / size
+        a, b_, d, e = flip * cos / stretch, flip * sin / stretch, -sin, cos
+        rows = [a, b_, -(a * x + b_ * y), d, e, -(d * x + e * y)]
+        return rearrange(torch.stack(rows, dim=-1), "b n (r k) -> (b n) r k", r=2, k=3)
+
+    def _sprites(self, sprite: torch.Tensor, objects: Draws) -> torch.Tensor:
+        """Chosen sprites with their own light and colour, premultiplied: float (B * N, 4, P, P) in [0, 1]."""
+        taken = self.sprites[sprite].float() / 255
+        colour, alpha = taken[:, :, :3], taken[:, :, 3:]
+        strength = self.style.colour
+        gain = 1 + (torch.stack([objects[name] for name in ("red", "green", "blue")], dim=-1) - 0.5) * strength
+        exposure = 1 + (objects["exposure"][..., None] - 0.5) * self.style.lighting
+        gamma = torch.exp((objects["gamma"][..., None] - 0.5) * strength)
+        colour = (colour ** gamma[..., None, None] * (gain * exposure)[..., None, None]).clamp(0, 1)
+        return rearrange(torch.cat([colour * alpha, alpha], dim=2), "b n c h w -> (b n) c h w")
+
+    def _frame(self, scene: Draws) -> torch.Tensor:
+        """Part of the square that a picture of some other shape would fill: bool (B, 1, C, C)."""
+        c = self.canvas
+        share = torch.where(scene["letterbox"] < self.style.letterbox, _between(scene["aspect"], 0.5, 1.0), 1.0)
+        inside = (torch.arange(c, device=self.device) + 0.5 - c / 2).abs()[None] < (share * c / 2)[:, None]
+        wide = (scene["wide"] < 0.5)[:, None, None]
+        return torch.where(wide, inside[:, :, None], inside[:, None, :])[:, None]
+
+    def _visible_enough(self, masks: torch.Tensor) -> torch.Tensor:
+        """Slots whose object shows at least `min_visible` of itself, and one pixel; decided from front to back: bool (B, N)."""
+        taken = torch.zeros_like(masks[:, 0])
+        kept = []
+        for i in range(masks.shape[1]):
+            area = masks[:, i].sum(dim=(-2, -1))
+            seen = (masks[:, i] & ~taken).sum(dim=(-2, -1))
+            keep = (seen > 0) & (seen >= self.style.min_visible * area)
+            taken = taken | (masks[:, i] & keep[:, None, None])
+            kept.append(keep)
+        return torch.stack(kept, dim=1)
+
+    def _order(self, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Edges that count and all overlaps, both front (smaller slot) to behind: bool (B, N, N)."""
+        shared = overlap_areas(masks)
+        areas = shared.diagonal(dim1=1, dim2=2)
+        in_front = torch.ones(masks.shape[1], masks.shape[1], dtype=torch.bool, device=self.device).triu(1)
+        return (shared > self.min_overlap * areas[:, None, :]) & in_front, (shared > 0) & in_front
+
+    def _background(self, scene: Draws) -> torch.Tensor:
+        """A random crop of a random background: float (B, 3, C, C) in [0, 1]."""
+        row = (scene["background"] * len(self.backgrounds)).long()
+        zoom = _between(scene["zoom"], 0.5, 1.0)
+        flip = torch.where(scene["mirror"] < 0.5, -1.0, 1.0)
+        x, y = (scene["crop_x"] * 2 - 1) * (1 - zoom), (scene["crop_y"] * 2 - 1) * (1 - zoom)
+        zero = torch.zeros_like(zoom)
+        theta = rearrange(torch.stack([zoom * flip, zero, x, zero, zoom, y], dim=-1), "b (r k) -> b r k", r=2)
+        grid = functional.affine_grid(theta, [len(row), 3, self.canvas, self.canvas], align_corners=False)
+        return functional.grid_sample(
+            self.backgrounds[row].float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        )
+
+    def _shadows(self, alpha: torch.Tensor, scene: Draws, objects: Draws) -> torch.Tensor:
+        """Soft contact shadow of each object, shifted away from the light: float (B, N, C, C), how much light it takes."""
+        c, coarse = self.canvas, max(8, self.canvas // 4)
+        small = functional.interpolate(alpha, size=(coarse, coarse), mode="area")
+        radius = max(1, coarse // 16)
+        for _ in range(2):
+            small = functional.avg_pool2d(small, 2 * radius + 1, stride=1, padding=radius)
+        b = len(alpha)
+        zero, one = torch.zeros(b, device=alpha.device), torch.ones(b, device=alpha.device)
+        rows = [one, zero, (scene["light_x"] - 0.5) * 0.12, zero, one, -scene["light_y"] * 0.08]
+        theta = rearrange(torch.stack(rows, dim=-1), "b (r k) -> b r k", r=2)
+        grid = functional.affine_grid(theta, [b, 1, c, c], align_corners=False)
+        soft = functional.grid_sample(small, grid, mode="bilinear", align_corners=False)
+        return soft * (0.15 + 0.45 * objects["shadow"])[..., None, None]
+
+    def _camera(self, image: torch.Tensor, scene: Draws, keys: Keys) -> torch.Tensor:
+        """Light that falls off across the picture, a soft focus now and then, and sensor noise."""
+        c, style = self.canvas, self.style
+        line = torch.linspace(-1, 1, c, device=self.device)
+        down, across = ((scene[name][:, None, None] - 0.5) * style.lighting for name in ("slope_y", "slope_x"))
+        plane = down * line[None, :, None] + across * line[None, None, :]
+        level = 1 + (scene["level"] - 0.5) * style.lighting
+        image = image * (level[:, None, None] + plane)[:, None]
+        blurred = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        amount = (scene["focus"] - 0.5).clamp(min=0)[:, None, None, None] * 2
+        image = image + (blurred - image) * amount
+        if not style.noise:
+            return image
+        grain = keys.normal("grain", 1, c // 2, c // 2).to(self.device)
+        strength = scene["grain"][:, None, None, None] * style.noise
+        return image + functional.interpolate(grain, size=(c, c), mode="nearest") * strength
+
+
+def layers_front_to_back(order: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Layer of each object when every edge points from a smaller to a larger slot: (B, N, N) -> int64 (B, N), -1 padded."""
+    b, n = order.shape[:2]
+    layer = torch.zeros(b, n, dtype=torch.int64, device=order.device)
+    for j in range(1, n):
+        layer[:, j] = ((layer[:, :j] + 1) * order[:, :j, j]).amax(dim=1)
+    padded = torch.arange(n, device=order.device)[None] >= counts[:, None]
+    return layer.masked_fill(padded, -1)
+
+
+def _between(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return low + u * (high - low)
+
+
+def _permute(pairs: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Rows and columns of (B, N, N) in a new order."""
+    n = pairs.shape[1]
+    rows = pairs.gather(1, repeat(slots, "b n -> b n m", m=n))
+    return rows.gather(2, repeat(slots, "b m -> b n m", n=n))
+
+
+def _named(table: torch.Tensor, names: Sequence[str]) -> Draws:
+    """Columns of a table of uniforms by name: each (B,) for scenes, (B, N) for objects."""
+    return dict(zip(names, table.unbind(dim=-1), strict=True))

@@ -1,0 +1,276 @@
+"""Diffusion of masks: their float code, the training objective, and the reverse process.
+
+Notation as in DDPM (Ho et al. 2020) and Improved DDPM (Nichol & Dhariwal 2021): x_0 the coded mask, x_t its noised version,
+a_t the cumulative product of alphas.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import SchedulerMixin
+from einops import rearrange, reduce
+from torch.nn import functional
+
+from sas.items import Corruption, Items, layer_items
+from sas.models.seam import Features, MaskDenoiser, select_rows
+from sas.scene import SceneBatch
+from sas.seeding import Keys
+
+
+@dataclass(frozen=True)
+class MaskCodec:
+    """Float code of a mask: {-scale, scale} if centred, else {0, scale}.
+
+    A small scale lets the noise destroy the mask at most time steps (analog bits, Chen et al. 2023); 1 is the paper's.
+    """
+
+    scale: float = 1.0
+    centred: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 10:
+            raise ValueError(f"scale must lie in (0, 10], got {self.scale}: pass 1 for the paper's code")
+
+    def encode(self, soft: torch.Tensor) -> torch.Tensor:
+        """bool or float in [0, 1] -> float code."""
+        values = soft.float()
+        return (2 * values - 1) * self.scale if self.centred else values * self.scale
+
+    def decode(self, code: torch.Tensor) -> torch.Tensor:
+        """Float code -> float in [0, 1], clipped."""
+        values = code / self.scale
+        return ((values + 1) / 2 if self.centred else values).clamp(0, 1)
+
+
+def condition(cumulative: torch.Tensor) -> torch.Tensor:
+    """Cumulative mask as the network sees it, bool (M, 1, h, w) -> float in {-1, 1}. It is never noised."""
+    return cumulative.float() * 2 - 1
+
+
+def in_range(image: torch.Tensor, image_range: Literal["unit", "bytes"]) -> torch.Tensor:
+    """Image in [-1, 1] as the network takes it: as it is, or as 0..255 (a quirk of the SAS authors' code)."""
+    return (image + 1) * 127.5 if image_range == "bytes" else image
+
+
+class DiffusionObjective:
+    """What training minimises; the trainer knows only `loss`.
+
+    scheduler: any diffusers scheduler with `alphas_cumprod`; its prediction_type says what the network predicts.
+    loss_type: "mse" on that prediction, or "bce_dice" on x_0 logits (prediction_type "sample").
+    learned_variance: the second output channel is a learned-range variance, trained by the variational bound.
+    high_noise_bias: 0 draws t uniformly; larger values draw it with density proportional to t^bias.
+    layers, corruption: see `sas.items.layer_items`. image_range: see `in_range`.
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        *,
+        codec: MaskCodec,
+        loss_type: Literal["mse", "bce_dice"] = "mse",
+        learned_variance: bool = False,
+        high_noise_bias: float = 0.0,
+        layers: Literal["all"] | int = "all",
+        corruption: Corruption | None = None,
+        image_range: Literal["unit", "bytes"] = "unit",
+    ) -> None:
+        self.prediction_type: str = scheduler.config.prediction_type
+        if loss_type == "bce_dice" and self.prediction_type != "sample":
+            raise ValueError(
+                f'loss_type "bce_dice" needs prediction_type "sample", got {self.prediction_type!r}: '
+                'its network predicts x_0 logits; set prediction_type or use loss_type "mse"'
+            )
+        self.alphas_cumprod: torch.Tensor = scheduler.alphas_cumprod
+        self.betas: torch.Tensor = scheduler.betas
+        self.codec = codec
+        self.loss_type = loss_type
+        self.learned_variance = learned_variance
+        self.high_noise_bias = high_noise_bias
+        self.layers = layers
+        self.corruption = corruption
+        self.image_range = image_range
+
+    def loss(self, model: MaskDenoiser, batch: SceneBatch, keys: Keys) -> dict[str, torch.Tensor]:
+        """Losses of each training item of a batch: "loss" (what to minimise) and its parts, each float (M,)."""
+        items = layer_items(batch, keys, layers=self.layers, corruption=self.corruption)
+        features = select_rows(model.encode(in_range(batch.image, self.image_range)), items.picture)
+        x_0, noise, timestep = self._draw(items, keys)
+        x_t = self.add_noise(x_0, noise, timestep)
+        output = model(x_t, timestep, condition(items.cumulative), features).float()
+        if self.loss_type == "bce_dice":
+            parts = _bce_dice(output[:, :1], items.target, items.known)
+        else:
+            target = {"epsilon": noise, "sample": x_0, "v_prediction": self._velocity(x_0, noise, timestep)}
+            squared = (output[:, :1] - target[self.prediction_type]) ** 2
+            parts = {"mse": _mean_where(squared, items.known)}
+        if self.learned_variance:
+            parts["vlb"] = self._variational_bound(x_0, x_t, timestep, output, items.known)
+        return {"loss": torch.stack(list(parts.values())).sum(dim=0), **parts}
+
+    def add_noise(self, x_0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Sample of q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I); all (M, 1, h, w), timestep (M,)."""
+        a = self._at(self.alphas_cumprod, timestep)
+        return a.sqrt() * x_0 + (1 - a).sqrt() * noise
+
+    def _draw(self, items: Items, keys: Keys) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Coded target, noise and time step of each item, keyed by the item."""
+        item_keys = keys.items(items.picture, items.slot)
+        x_0 = self.codec.encode(items.target)
+        noise = item_keys.normal("noise", *x_0.shape[1:]).to(x_0.device)
+        uniform = item_keys.uniform("time")
+        timestep = (uniform ** (1 / (1 + self.high_noise_bias)) * len(self.alphas_cumprod)).long()
+        return x_0, noise, timestep.clamp(max=len(self.alphas_cumprod) - 1).to(x_0.device)
+
+    def _velocity(self, x_0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans & Ho 2022)."""
+        a = self._at(self.alphas_cumprod, timestep)
+        return a.sqrt() * noise - (1 - a).sqrt() * x_0
+
+    def _variational_bound(
+        self, x_0: torch.Tensor, x_t: torch.Tensor, timestep: torch.Tensor, output: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor:
+        """L_vlb in bits a pixel for the learned-range variance; the mean is held fixed (Improved DDPM, section 3.1)."""
+        a = self._at(self.alphas_cumprod, timestep)
+        previous = torch.where(timestep > 0, timestep - 1, 0)
+        a_previous = torch.where(timestep[:, None, None, None] > 0, self._at(self.alphas_cumprod, previous), 1.0)
+        beta = self._at(self.betas, timestep)
+        # q(x_{t-1} | x_t, x_0), eqs. (6) and (7) of DDPM.
+        weight_0 = beta * a_previous.sqrt() / (1 - a)
+        weight_t = (1 - a_previous) * (1 - beta).sqrt() / (1 - a)
+        smallest = self._at(self.betas, torch.ones_like(timestep)) * (1 - self.alphas_cumprod[0].item())
+        smallest = smallest / (1 - self.alphas_cumprod[1].item())
+        posterior_log = torch.where(
+            timestep[:, None, None, None] > 0, beta * (1 - a_previous) / (1 - a), smallest
+        ).log()
+        fraction = (output[:, 1:2] + 1) / 2
+        model_log = fraction * beta.log() + (1 - fraction) * posterior_log  # eq. (15) of Improved DDPM
+        predicted = output[:, :1].detach()
+        if self.prediction_type == "epsilon":
+            predicted = (x_t - (1 - a).sqrt() * predicted) / a.sqrt()
+        elif self.prediction_type == "v_prediction":
+            predicted = a.sqrt() * x_t - (1 - a).sqrt() * predicted
+        true_mean = weight_0 * x_0 + weight_t * x_t
+        model_mean = weight_0 * predicted + weight_t * x_t
+        divergence = 0.5 * (
+            model_log - posterior_log - 1 + (posterior_log - model_log).exp() + (true_mean - model_mean) ** 2 * (-model_log).exp()
+        )
+        likelihood = -_discretized_log_likelihood(x_0, model_mean, 0.5 * model_log)
+        terms = torch.where(timestep[:, None, None, None] > 0, divergence, likelihood)
+        return _mean_where(terms, known) / math.log(2)
+
+    def _at(self, values: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Schedule values at each item's time, shaped to broadcast over masks."""
+        return rearrange(values.to(timestep.device)[timestep].float(), "m -> m 1 1 1")
+
+
+def _mean_where(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Mean over the known pixels of each item: (M, 1, h, w) -> (M,)."""
+    weight = known.float()
+    return reduce(values * weight, "m 1 h w -> m", "sum") / reduce(weight, "m 1 h w -> m", "sum").clamp(min=1)
+
+
+def _bce_dice(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Cross-entropy, and soft Dice (Milletari et al. 2016) with one pixel of smoothing, so that an empty target has a gradient."""
+    truth = target.float()
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    soft, weight = logits.sigmoid() * known, truth * known
+    shared = reduce(soft * weight, "m 1 h w -> m", "sum")
+    total = reduce(soft + weight, "m 1 h w -> m", "sum")
+    return {"bce": _mean_where(entropy, known), "dice": 1 - (2 * shared + 1) / (total + 1)}
+
+
+def _discretized_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+    """Log-likelihood of x in [-1, 1] under a Gaussian discretised to 256 levels (DDPM, eq. (13))."""
+    inverse = (-log_scale).exp()
+    normal = torch.distributions.Normal(0.0, 1.0)
+    upper = normal.cdf(inverse * (x - mean + 1 / 255))
+    lower = normal.cdf(inverse * (x - mean - 1 / 255))
+    inner = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return inner.clamp(min=1e-12).log()
+
+
+def scheduler_for(scheduler: Any, codec: MaskCodec) -> Any:
+    """A fresh copy of a scheduler whose clipping follows the code of the masks."""
+    if "clip_sample_range" in scheduler.config and scheduler.config.clip_sample_range != codec.scale:
+        return type(scheduler).from_config(scheduler.config, clip_sample_range=codec.scale)
+    return copy.deepcopy(scheduler)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The reverse process: from noise to soft masks, for many rows at once.
+
+    logits: channel 0 of the network's output holds x_0 logits. steps: number of denoising steps. rows: most rows a call.
+    """
+
+    scheduler: Any
+    codec: MaskCodec
+    logits: bool
+    steps: int
+    rows: int
+    on_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: MaskDenoiser,
+        features: Features,
+        cumulative: torch.Tensor,
+        generators: list[torch.Generator],
+        *,
+        picture: torch.Tensor,
+    ) -> torch.Tensor:
+        """Soft masks float (M, 1, h, w) in [0, 1].
+
+        cumulative: bool (M, 1, h, w). generators: M CPU generators, the only source of noise. picture: int64 (M,), the row of
+        `features` that belongs to each mask.
+        """
+        chunks = []
+        for start in range(0, len(generators), self.rows):
+            part = slice(start, start + self.rows)
+            chunks.append(
+                self._reverse(model, select_rows(features, picture[part]), cumulative[part], generators[part])
+            )
+        return torch.cat(chunks)
+
+    def _reverse(
+        self, model: MaskDenoiser, features: Features, cumulative: torch.Tensor, generators: list[torch.Generator]
+    ) -> torch.Tensor:
+        scheduler = scheduler_for(self.scheduler, self.codec)
+        scheduler.set_timesteps(self.steps, device=cumulative.device)
+        dtype = next(iter(_leaves(features))).dtype
+        seen = condition(cumulative)
+        noise = [torch.randn(cumulative.shape[1:], generator=generator) for generator in generators]
+        x_t = torch.stack(noise).to(cumulative.device) * scheduler.init_noise_sigma
+        for index, t in enumerate(scheduler.timesteps):
+            scaled = scheduler.scale_model_input(x_t, t)
+            time = t.expand(len(x_t)).to(cumulative.device)
+            output = model(scaled.to(dtype), time, seen.to(dtype), features).float()
+            x_t = scheduler.step(self._for_scheduler(output, scheduler), t, x_t, **self._noise(scheduler, generators))[0]
+            if self.on_step is not None:
+                x_t = self.on_step(index, t, x_t)
+        return self.codec.decode(x_t)
+
+    def _for_scheduler(self, output: torch.Tensor, scheduler: Any) -> torch.Tensor:
+        """The network's output as the scheduler wants it: logits decoded, the variance channel only for DDPM."""
+        mask = self.codec.encode(output[:, :1].sigmoid()) if self.logits else output[:, :1]
+        takes_variance = type(scheduler).__name__ == "DDPMScheduler" and scheduler.variance_type in ("learned", "learned_range")
+        return torch.cat([mask, output[:, 1:2]], dim=1) if takes_variance else mask
+
+    @staticmethod
+    def _noise(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
+        """Keyword for schedulers that add noise: each row goes on with its own generator."""
+        takes = "generator" in scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
+        return {"generator": generators} if takes else {}
+
+
+def _leaves(features: Features) -> list[torch.Tensor]:
+    if isinstance(features, torch.Tensor):
+        return [features]
+    return [leaf for part in features for leaf in _leaves(part)]

@@ -1,0 +1,59 @@
+"""Several processes: how many there are, whether they are the ones asked for, and sums over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class LaunchError(RuntimeError):
+    """The program was started in a way that would not do what was asked for."""
+
+
+def check_launch(environment: Mapping[str, str] | None = None) -> None:
+    """Refuse a launch that asked for several processes and got one.
+
+    `accelerate launch --cpu --num_processes 2` names a master address and then starts a single process without a rank.
+    """
+    environment = os.environ if environment is None else environment
+    if "MASTER_ADDR" in environment and not {"RANK", "WORLD_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_RANK"} & set(environment):
+        raise LaunchError(
+            "several processes were asked for, but one was started (accelerate launch does this on the CPU): "
+            "start them with `torchrun --nproc_per_node 2 train.py ...`, or ask for one"
+        )
+
+
+def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
+    """Accelerator for one process or plain data parallelism; other launches are refused until they are tested."""
+    check_launch()
+    # The model's buffers never change in training, so they need no broadcast; that would cost a round trip a step.
+    plain = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain])
+    if accelerator.distributed_type not in SUPPORTED:
+        raise LaunchError(
+            f"distributed type must be data parallel (DDP), got {accelerator.distributed_type.value}: "
+            "choose multi-GPU or multi-CPU without further options in `accelerate config`"
+        )
+    return accelerator
+
+
+def share(total: int, *, rank: int, world_size: int) -> range:
+    """Positions of the global batch that a process works on: a contiguous part, all parts of one size."""
+    if total % world_size:
+        raise LaunchError(
+            f"training.batch_size must be divisible by the number of processes = {world_size}, got {total}: "
+            f"use {total - total % world_size or world_size}"
+        )
+    size = total // world_size
+    return range(rank * size, (rank + 1) * size)
+
+
+def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum of a small tensor over all processes."""
+    return accelerator.reduce(values, reduction="sum") if accelerator.num_processes > 1 else values

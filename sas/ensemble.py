@@ -1,0 +1,53 @@
+"""From the members of an ensemble to one layer: void members, consensus mask, probability, uncertainty.
+
+Shapes: b states, e members. Members are bool (b, e, h, w); their soft masks are float (b, e, h, w) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from einops import reduce
+
+ConsensusRule = Literal["medoid", "mean"]
+
+
+def void_members(members: torch.Tensor, *, void_area: float) -> torch.Tensor:
+    """Members that found nothing: bool (b, e), True where the mask covers less than `void_area` of the grid.
+
+    SAS's code uses 0.0025: at most 10 of 4096 pixels.
+    """
+    return reduce(members.float(), "b e h w -> b e", "mean") < void_area
+
+
+def consensus(members: torch.Tensor, void: torch.Tensor, *, rule: ConsensusRule = "medoid") -> torch.Tensor:
+    """The mask kept for each state, bool (b, h, w), from the members that are not void.
+
+    "medoid": the member with the smallest L1 distance to the mean of them (SAS; the first one on ties), a shape that was really
+    drawn. "mean": pixels in more than half of them, which may be a shape that no member has. All void: an empty mask.
+    """
+    usable = ~void
+    weight = usable.float()[:, :, None, None]
+    mean = (members * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    if rule == "mean":
+        return mean > 0.5
+    distance = reduce((members.float() - mean[:, None]).abs(), "b e h w -> b e", "sum")
+    nearest = distance.masked_fill(void, torch.inf).argmin(dim=1)
+    chosen = members[torch.arange(len(members), device=members.device), nearest]
+    return chosen & usable.any(dim=1)[:, None, None]
+
+
+def probability(soft: torch.Tensor) -> torch.Tensor:
+    """Mean over members of their soft masks, void ones included: float (b, h, w) in [0, 1]."""
+    return reduce(soft, "b e h w -> b h w", "mean")
+
+
+def uncertainty(members: torch.Tensor) -> torch.Tensor:
+    """Population variance over thresholded members, float (b, h, w) in [0, 0.25] (DIS, Wolleb et al. 2022)."""
+    return members.float().var(dim=1, correction=0)
+
+
+def marginal_uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
+    """Variance p (1 - p) of a pixel that is set with probability p: float in [0, 0.25], for marginal mode."""
+    return probabilities * (1 - probabilities)

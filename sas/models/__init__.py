@@ -1,0 +1,10 @@
+"""Networks. They know no schedule, no data and no loss.
+
+The seam: `encode(image) -> features`, once an image, and `forward(noisy, timestep, cumulative, features) -> output`, once a layer,
+step and member. The first output channel belongs to the mask; further channels are named heads.
+"""
+
+from sas.models.seam import Features, MaskDenoiser, select_rows
+from sas.models.unet import ConcatUNet
+
+__all__ = ["ConcatUNet", "Features", "MaskDenoiser", "select_rows"]

@@ -1,0 +1,481 @@
+"""`SASPipeline`: from images to layered results, as a diffusers pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from einops import rearrange
+from PIL import Image
+
+from sas.checkpoint import CheckpointError, refuse_pickle, verify_manifest, write_manifest
+from sas.diffusion import MaskCodec, Sampler, in_range
+from sas.geometry import Geometry
+from sas.io import InputError, atomic_folder, read_image, sha256_pixels
+from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
+from sas.models.seam import Features
+from sas.result import EnsembleSettings, LayeredResult, ModelInfo, Stop, make_preview
+from sas.seeding import generator_for
+
+logger = logging.getLogger(__name__)
+
+ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default"
+MAX_SEED = 2**63 - 1
+
+
+class SASPipeline(DiffusionPipeline):
+    """Takes images apart into ordered amodal layers.
+
+    The components are a network (see `sas.models.seam`) and a diffusers scheduler; the keyword arguments are the defaults of
+    sampling, and travel with the weights. Their meaning: `sas.config.SamplingSettings`.
+    """
+
+    model_cpu_offload_seq = "model"
+
+    def __init__(
+        self,
+        model: Any,
+        scheduler: Any,
+        *,
+        image_size: int = 64,
+        mask_size: int = 64,
+        mask_scale: float = 1.0,
+        mask_centred: bool = True,
+        logits: bool = False,
+        image_range: str = "unit",
+        num_inference_steps: int = 4,
+        ensemble_size: int = 3,
+        consensus: str = "medoid",
+        threshold: float = 0.5,
+        void_area: float = 0.0025,
+        merge_disjoint: bool = True,
+        max_layers: int = 8,
+        shared_cumulative: bool = True,
+        min_overlap: float = 0.01,
+        model_id: str = "",
+    ) -> None:
+        super().__init__()
+        self.register_modules(model=model, scheduler=scheduler)
+        self.register_to_config(
+            image_size=image_size,
+            mask_size=mask_size,
+            mask_scale=mask_scale,
+            mask_centred=mask_centred,
+            logits=logits,
+            image_range=image_range,
+            num_inference_steps=num_inference_steps,
+            ensemble_size=ensemble_size,
+            consensus=consensus,
+            threshold=threshold,
+            void_area=void_area,
+            merge_disjoint=merge_disjoint,
+            max_layers=max_layers,
+            shared_cumulative=shared_cumulative,
+            min_overlap=min_overlap,
+            model_id=model_id,
+        )
+        self._weights_sha256 = ""
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(cls, weights: str | Path | None = None, **kwargs: Any) -> SASPipeline:  # type: ignore[override]
+        """Load a pipeline: the shipped weights (nothing given), a pipeline folder, a training folder, or a hub id.
+
+        No connection is opened unless `weights` is a hub id ("owner/name" that is no folder). The manifest of a folder is
+        verified, so a damaged file is an error and never a wrong result. Other arguments go to diffusers (`dtype=`, `variant=`).
+        """
+        folder = find_weights(weights)
+        if folder is None:
+            pipe = super().from_pretrained(str(weights), use_safetensors=True, **kwargs)
+            pipe.register_to_config(model_id=str(weights))
+            return pipe
+        verify_weights(folder)
+        kwargs = {"use_safetensors": True, "local_files_only": True, **kwargs}
+        try:
+            pipe = super().from_pretrained(str(folder), **kwargs)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"weights {folder} do not load into this architecture ({first}); "
+                "use the folder as it was saved, with the version of sas that made it"
+            ) from error
+        if not isinstance(pipe, cls):
+            raise InputError(f"weights {folder} must hold a SASPipeline, got {type(pipe).__name__}; pass a folder saved by sas")
+        pipe._weights_sha256 = _manifest_hash(folder)
+        if not pipe.config.model_id:
+            pipe.register_to_config(model_id=folder.name)
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the pipeline folder (safetensors, configuration, defaults, MANIFEST.json); it appears when it is complete."""
+        if kwargs.pop("safe_serialization", True) is not True:
+            raise InputError("safe_serialization must be True, got False; pipelines are saved as safetensors only")
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
+        with atomic_folder(Path(save_directory)) as folder:
+            super().save_pretrained(str(folder), safe_serialization=True, **kwargs)
+            write_manifest(folder)
+        if push:
+            self.push_to_hub(repo_id)
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """Name of the weights, and their SHA-256: of the file if they were loaded from a folder, else of the tensors in memory."""
+        return ModelInfo(id=self.config.model_id, sha256=self._weights_sha256 or _state_hash(self.model))
+
+    # ------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        *,
+        ensemble_size: int | None = None,
+        num_inference_steps: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        max_layers: int | None = None,
+        mode: Literal["diffusion", "marginal"] = "diffusion",
+        consensus: Literal["medoid", "mean"] | None = None,
+        batch_size: int = 64,
+        initial_layers: np.ndarray | None = None,
+        output_type: Literal["result", "np", "pt", "pil"] = "result",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[SASPipeline, int, int, dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> Any:
+        """Take one image, or a list of them, apart.
+
+        image: a path, a PIL image, NumPy uint8 or float in [0, 1] (H, W, 3), or torch (3, H, W); or a list of these, of any sizes.
+        ensemble_size: members. num_inference_steps: denoising steps a layer (1 in marginal mode).
+        seed: integer that names all noise, 0 if nothing is given; noise depends on (seed, pixels, layer, member) alone.
+        generator: one integer is drawn from it for each image and takes the seed's place.
+        max_layers: layers at most. mode: "diffusion" draws samples; "marginal" takes one step from noise, which gives the mean.
+        batch_size: most masks (images x members) in one call of the network; memory grows with it, results do not change.
+        initial_layers: bool (K, H, W) masks of layers already known, nearest first (for one image); sampling goes on behind them.
+        output_type: "result" gives a LayeredResult; "np", "pt", "pil" give its layer masks (K, H, W) as bool arrays, bool tensors
+        or lists of 8-bit pictures. return_dict=False: a tuple around it.
+        callback_on_step_end: as in diffusers, `callback(pipe, step, timestep, {"latents": x_t})`, may return changed latents.
+
+        Returns a LayeredResult for one image, a list of them for a list.
+        """
+        # 1. Inputs and defaults.
+        settings = self._settings(ensemble_size, num_inference_steps, seed, mode, consensus)
+        layers = self.config.max_layers if max_layers is None else max_layers
+        self._check_inputs(settings, layers, seed, generator, batch_size, output_type)
+        single = not isinstance(image, list | tuple)
+        sources: list[Any] = [image] if single else list(image)  # type: ignore[arg-type]
+        images = [read_image(source, name="image" if single else f"image[{i}]") for i, source in enumerate(sources)]
+        seeds = [_drawn_seed(generator) if generator is not None else settings.seed for _ in images]
+        rules = self._rules(settings, layers)
+
+        # 2. As many images at once as fit the network's batch.
+        results: list[LayeredResult] = []
+        together = max(1, batch_size // settings.members)
+        with self.progress_bar(total=len(images)) as bar:
+            for start in range(0, len(images), together):
+                part = slice(start, start + together)
+                named = [replace(settings, seed=s) for s in seeds[part]]
+                results += self._take_apart(
+                    images[part], sources[part], named, rules, batch_size, initial_layers, callback_on_step_end
+                )
+                bar.update(len(images[part]))
+
+        # 3. In the form that was asked for.
+        output = [_as_type(result, output_type) for result in results]
+        answer = output[0] if single else output
+        return answer if return_dict else (answer,)
+
+    def _take_apart(
+        self,
+        images: list[np.ndarray],
+        sources: list[Any],
+        settings: list[EnsembleSettings],
+        rules: LoopRules,
+        batch_size: int,
+        initial_layers: np.ndarray | None,
+        callback: Callable[..., dict[str, Any]] | None,
+    ) -> list[LayeredResult]:
+        """The layer loop over some images at once."""
+        config = self.config
+        geometries = [
+            Geometry.fit(height=i.shape[0], width=i.shape[1], size=config.image_size, mask_size=config.mask_size) for i in images
+        ]
+        pixels = torch.stack([g.to_model(i) for g, i in zip(geometries, images, strict=True)])
+        features = self.model.encode(in_range(pixels, config.image_range).to(self._execution_device, self.model.dtype))
+        hashes = [sha256_pixels(i) for i in images]
+        state = LoopState.start(
+            count=len(images), ensemble_size=settings[0].members, mask_size=config.mask_size, device=self._execution_device
+        )
+        if initial_layers is not None:
+            state = _start_behind(state, initial_layers, geometries, rules)
+
+        def draw(state: LoopState, rows: list[int]) -> torch.Tensor:
+            members = state.cumulative.shape[1]
+            generators = [
+                generator_for(settings[state.image[row]].seed, hashes[state.image[row]], state.passes[row], member)
+                for row in rows
+                for member in range(members)
+            ]
+            picture = torch.tensor([state.image[row] for row in rows for _ in range(members)], device=state.cumulative.device)
+            cumulative = rearrange(state.cumulative[rows], "b e 1 h w -> (b e) 1 h w")
+            soft = self._draw(features, cumulative, generators, picture, settings[0].steps, batch_size, callback)
+            return rearrange(soft, "(b e) 1 h w -> b e 1 h w", e=members)
+
+        state = run_loop(state, draw, rules)
+        return [
+            self._result(state, row, image=images[row], source=sources[row], geometry=geometries[row], settings=settings[row])
+            for row in range(len(images))
+        ]
+
+    def _draw(
+        self,
+        features: Features,
+        cumulative: torch.Tensor,
+        generators: list[torch.Generator],
+        picture: torch.Tensor,
+        steps: int,
+        batch_size: int,
+        callback: Callable[..., dict[str, Any]] | None,
+    ) -> torch.Tensor:
+        """Soft masks; when memory runs out, again with half as many rows a call."""
+
+        def on_step(index: int, t: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
+            changed = callback(self, index, int(t), {"latents": x_t}) if callback is not None else None
+            return (changed or {}).get("latents", x_t)
+
+        rows = min(batch_size, len(generators))
+        while True:
+            sampler = Sampler(
+                scheduler=self.scheduler,
+                codec=self.codec,
+                logits=self.config.logits,
+                steps=steps,
+                rows=rows,
+                on_step=on_step if callback is not None else None,
+            )
+            try:
+                # A retry must draw the same noise, so each attempt starts from copies of the generators.
+                fresh = [g.clone_state() for g in generators]
+                return sampler(self.model, features, cumulative, fresh, picture=picture)
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+                rows = rows // 2
+                logger.warning("out of memory: going on with %d masks a call; pass batch_size=%d to start there", rows, rows)
+
+    def _result(
+        self,
+        state: LoopState,
+        row: int,
+        *,
+        image: np.ndarray,
+        source: Any,
+        geometry: Geometry,
+        settings: EnsembleSettings,
+    ) -> LayeredResult:
+        layers, size = state.layers[row], self.config.mask_size
+        reason = state.stop[row]
+        if reason is None:
+            raise RuntimeError("the layer loop ended with a state that goes on")
+
+        def stacked(field: str, *lead: int, dtype: torch.dtype) -> np.ndarray:
+            tensors = [getattr(layer, field) for layer in layers]
+            empty = torch.zeros(0, *lead, size, size)
+            return (torch.stack(tensors) if tensors else empty).to("cpu", dtype).numpy()
+
+        return LayeredResult(
+            preview=make_preview(image),
+            geometry=geometry,
+            members=stacked("members", settings.members, dtype=torch.bool),
+            masks=stacked("mask", dtype=torch.bool),
+            probability=stacked("probability", dtype=torch.float32),
+            uncertainty=stacked("uncertainty", dtype=torch.float32),
+            stop=Stop(reason=reason, votes=state.votes[row]),
+            settings=settings,
+            model=self.model_info,
+            file=Path(source).name if isinstance(source, str | Path) else "",
+            min_overlap=self.config.min_overlap,
+        )
+
+    # ------------------------------------------------------------------ settings and checks
+
+    @property
+    def codec(self) -> MaskCodec:
+        return MaskCodec(scale=self.config.mask_scale, centred=self.config.mask_centred)
+
+    def _settings(
+        self,
+        ensemble_size: int | None,
+        num_inference_steps: int | None,
+        seed: int | None,
+        mode: str,
+        consensus: str | None,
+    ) -> EnsembleSettings:
+        config = self.config
+        if mode not in ("diffusion", "marginal"):
+            raise ValueError(f'mode must be "diffusion" or "marginal", got {mode!r}: choose one of them')
+        if mode == "marginal" and num_inference_steps not in (None, 1):
+            raise ValueError(
+                f'num_inference_steps must be 1 in mode "marginal", got {num_inference_steps}: leave it out or use mode="diffusion"'
+            )
+        members = config.ensemble_size if ensemble_size is None else ensemble_size
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        _check_integer("ensemble_size", members, low=1, high=4096)
+        _check_integer("num_inference_steps", steps, low=1, high=self.scheduler.config.num_train_timesteps)
+        _check_integer("seed", 0 if seed is None else seed, low=0, high=MAX_SEED)
+        return EnsembleSettings(
+            members=members,
+            steps=1 if mode == "marginal" else steps,
+            seed=0 if seed is None else seed,
+            consensus=config.consensus if consensus is None else consensus,
+            mode=mode,  # type: ignore[arg-type]
+        )
+
+    def _rules(self, settings: EnsembleSettings, max_layers: int) -> LoopRules:
+        config = self.config
+        return LoopRules(
+            threshold=config.threshold,
+            void_area=config.void_area,
+            consensus=settings.consensus,
+            merge_disjoint=config.merge_disjoint,
+            max_layers=max_layers,
+            shared=config.shared_cumulative,
+            marginal=settings.mode == "marginal",
+        )
+
+    def _check_inputs(
+        self,
+        settings: EnsembleSettings,
+        max_layers: int,
+        seed: int | None,
+        generator: torch.Generator | None,
+        batch_size: int,
+        output_type: str,
+    ) -> None:
+        _check_integer("max_layers", max_layers, low=1, high=1024)
+        _check_integer("batch_size", batch_size, low=1, high=1_000_000)
+        if seed is not None and generator is not None:
+            raise ValueError(f"seed and generator exclude each other, got seed={seed} and a generator: pass one of them")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(
+                f"generator must be one torch.Generator, got {type(generator).__name__}: "
+                "a seed for each image is drawn from it, so a list is not needed"
+            )
+        if output_type not in ("result", "np", "pt", "pil"):
+            raise ValueError(f'output_type must be "result", "np", "pt" or "pil", got {output_type!r}: choose one of them')
+        prediction = self.scheduler.config.get("prediction_type")
+        if self.config.logits and prediction != "sample":
+            raise ValueError(
+                f'scheduler must have prediction_type "sample" for these weights, got {prediction!r}: '
+                "make it with from_config(pipe.scheduler.config)"
+            )
+        if settings.mode == "marginal" and prediction == "epsilon":
+            raise ValueError(
+                'mode "marginal" needs weights that predict x_0 or v, got prediction_type "epsilon": use mode="diffusion"'
+            )
+        if self._execution_device.type == "cpu" and self.model.dtype != torch.float32:
+            raise ValueError(
+                f"dtype must be float32 on the CPU, got {self.model.dtype}: half precision is emulated there; use pipe.to(torch.float32)"
+            )
+
+
+def find_weights(weights: str | Path | None) -> Path | None:
+    """Pipeline folder that `weights` means, or None for a hub id. InputError for everything else."""
+    if weights is None:
+        if not (DEFAULT_WEIGHTS / "model_index.json").exists():
+            raise InputError(f"the shipped weights are missing at {DEFAULT_WEIGHTS}; install sas-amodal again or pass weights=")
+        return DEFAULT_WEIGHTS
+    path = Path(weights).expanduser()
+    if path.is_file():
+        refuse_pickle(path)
+        raise InputError(f"weights {path} must be a pipeline folder, got a file; pass the folder that holds model_index.json")
+    for folder in (path, path / "pipeline"):
+        if (folder / "model_index.json").exists():
+            return folder
+    if path.is_dir():
+        raise InputError(f"weights {path} must hold model_index.json or pipeline/model_index.json, found neither; pass a folder saved by sas")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)) and not str(weights).startswith("."):
+        return None
+    refuse_pickle(path)
+    raise InputError(f"weights {weights} is no folder and no hub id owner/name; check the path")
+
+
+def verify_weights(folder: Path) -> None:
+    """Check the manifest; InputError for a damaged, missing or foreign one."""
+    if not (folder / "MANIFEST.json").exists():
+        raise InputError(f"weights {folder} hold no MANIFEST.json; pass a folder saved by SASPipeline.save_pretrained")
+    index = json.loads((folder / "model_index.json").read_text())
+    if index.get("_class_name") != SASPipeline.__name__:
+        raise InputError(f"weights {folder} must hold a SASPipeline, got {index.get('_class_name')}; pass a folder saved by sas")
+    try:
+        verify_manifest(folder)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+
+
+def _manifest_hash(folder: Path) -> str:
+    """SHA-256 of the network's weights file."""
+    digest = hashlib.sha256()
+    for file in sorted((folder / "model").glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _state_hash(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _start_behind(state: LoopState, layers: np.ndarray, geometries: list[Geometry], rules: LoopRules) -> LoopState:
+    """A state that already holds some layers of its one image, certain and in all members."""
+    if len(geometries) != 1:
+        raise ValueError(f"initial_layers needs one image, got {len(geometries)}: call the pipeline once for each image")
+    if layers.ndim != 3 or layers.dtype != np.bool_:
+        raise ValueError(f"initial_layers must be bool (K, H, W), got {layers.dtype} {layers.shape}: threshold or stack the masks")
+    masks = torch.from_numpy(geometries[0].masks_to_model(layers)).to(state.cumulative.device)
+    members = state.cumulative.shape[1]
+    accepted = tuple(
+        AcceptedLayer(mask=m, members=m[None].repeat(members, 1, 1), probability=m.float(), uncertainty=torch.zeros_like(m.float()))
+        for m in masks
+    )
+    cumulative = state.cumulative | masks.any(dim=0)
+    full = len(accepted) >= rules.max_layers
+    return replace(
+        state, layers=(accepted,), cumulative=cumulative, passes=(len(accepted),), stop=("max_layers" if full else None,)
+    )
+
+
+def _as_type(result: LayeredResult, output_type: str) -> Any:
+    if output_type == "result":
+        return result
+    masks = result.geometry.to_input(result.masks)
+    if output_type == "np":
+        return masks
+    if output_type == "pt":
+        return torch.from_numpy(masks)
+    return [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks]
+
+
+def _drawn_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(0, 2**62, (1,), generator=generator, device=generator.device))
+
+
+def _check_integer(name: str, value: object, *, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}: pass a number in that range")
+
+
+__all__ = ["DEFAULT_WEIGHTS", "SASPipeline", "find_weights", "verify_weights"]

@@ -1,0 +1,702 @@
+"""What comes out of taking one image apart: a small, checked, read-only value that can be indexed, drawn, saved and
+loaded.
+
+Two frames occur. The *mask grid* is the model's square of side m = `geometry.mask_size`; everything stored lives there.
+The *input frame* (H, W) is the image as it was given; everything derived from the stored maps is brought there on
+demand, one map at a time, so that a large photograph costs a few of its own size in memory and not layers x members of
+it.
+"""
+
+from __future__ import annotations
+
+import io as bytestream
+import json
+import logging
+import os
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from sas import masks as mask_ops
+from sas import visualize
+from sas.geometry import Geometry
+from sas.io import InputError, atomic_folder, read_json, rle_decode, rle_encode, write_json, write_mask, write_unit_map
+from sas.order import DEFAULT_MIN_OVERLAP, edges_from_order, order_from_layers
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+MAX_UNCERTAINTY = 0.25  # largest variance of a yes/no vote: half of the members against the other half
+PREVIEW_SIZE = 1024
+RESULT_FILE, ARRAYS_FILE, OVERVIEW_FILE, UNCERTAINTY_FILE = (
+    "result.json",
+    "arrays.npz",
+    "overview.png",
+    "uncertainty.png",
+)
+
+StopReason = Literal["empty", "no_progress", "max_layers"]
+Consensus = Literal["medoid", "mean"]
+Mode = Literal["diffusion", "marginal"]
+
+_DTYPES = {
+    "preview": np.uint8,
+    "members": np.bool_,
+    "masks": np.bool_,
+    "probability": np.float32,
+    "uncertainty": np.float32,
+}
+_RANGES = {  # from 0 to this, and the cure
+    "probability": (1.0, "apply the sigmoid first"),
+    "uncertainty": (MAX_UNCERTAINTY, "pass the population variance of 0/1 votes"),
+}
+_ROUNDING = 1e-6  # a float32 mean or variance may leave its range by this much
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why the sequence of layers ended.
+
+    reason: "empty" (the members found nothing more), "no_progress" (the next layer added nothing), "max_layers" (the
+    limit).
+    votes: members that were void at the last step, 0..members.
+    """
+
+    reason: StopReason
+    votes: int
+
+    def __post_init__(self) -> None:
+        _check_choice(self.reason, get_args(StopReason), name="stop.reason")
+        _check_int(self.votes, name="stop.votes", low=0)
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """How the members were drawn: how many, in how many denoising steps, from which seed, and how they became one
+    mask."""
+
+    members: int
+    steps: int
+    seed: int
+    consensus: Consensus
+    mode: Mode
+
+    def __post_init__(self) -> None:
+        _check_int(self.members, name="settings.members", low=1)
+        _check_int(self.steps, name="settings.steps", low=1)
+        _check_int(self.seed, name="settings.seed", low=0)
+        _check_choice(self.consensus, get_args(Consensus), name="settings.consensus")
+        _check_choice(self.mode, get_args(Mode), name="settings.mode")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which weights were used: a name, and the SHA-256 of the weights file in lower-case hex ("" for weights never
+    saved)."""
+
+    id: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_text(self.id, name="model.id")
+        _check_text(self.sha256, name="model.sha256")
+        if not re.fullmatch(r"([0-9a-f]{64})?", self.sha256):
+            raise ValueError(
+                f'model.sha256 must be 64 lower-case hex digits or "", got {self.sha256!r}: pass '
+                "hashlib.sha256(...).hexdigest()"
+            )
+
+
+_PARTS = {"geometry": Geometry, "stop": Stop, "settings": EnsembleSettings, "model": ModelInfo}
+
+
+@dataclass(frozen=True)
+class _Instance:
+    """One object, small enough to keep: its mask on the mask grid, and what was measured in the input frame."""
+
+    layer: int
+    grid_mask: np.ndarray
+    score: float
+    segmentation: dict[str, Any]
+    visible: dict[str, Any]
+    bbox: tuple[int, int, int, int]
+    area: int
+    occlusion_rate: float
+
+
+@dataclass(frozen=True)
+class _Catalog:
+    areas: tuple[int, ...]  # pixels of each layer in the input frame
+    instances: tuple[_Instance, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LayeredResult:
+    """One image taken apart, front to back. K layers (may be 0), E members, mask grid of side m.
+
+    preview: uint8 (h', w', 3), RGB, the input scaled down to at most 1024 px on its longer side (`make_preview`); for
+    drawing.
+    geometry: height and width of the input in pixels, and where it lies on the mask grid.
+    members: bool (K, E, m, m), the mask of each member, cut at 0.5.
+    masks: bool (K, m, m), the consensus of the members; amodal, hidden parts included.
+    probability: float32 (K, m, m) in [0, 1], mean over the members of their soft prediction.
+    uncertainty: float32 (K, m, m) in [0, 0.25], population variance over `members`; p(1-p) in marginal mode.
+    stop, settings, model: why it ended, how it was drawn, with which weights.
+    file: name of the input file, "" when the image came from memory; bytes that are no text become "?".
+    min_overlap: fraction in [0, 1) of the rear object's amodal area that has to be shared before one object hides
+    another.
+    min_instance_area: fraction in [0, 1) of the mask grid; a smaller connected component of a layer is not an instance.
+
+    Arrays are copied and made read-only. A ValueError (TypeError for a wrong kind of value) names the field that breaks
+    a rule.
+    """
+
+    preview: np.ndarray
+    geometry: Geometry
+    members: np.ndarray
+    masks: np.ndarray
+    probability: np.ndarray
+    uncertainty: np.ndarray
+    stop: Stop
+    settings: EnsembleSettings
+    model: ModelInfo
+    file: str = ""
+    min_overlap: float = DEFAULT_MIN_OVERLAP
+    min_instance_area: float = 0.001
+
+    def __post_init__(self) -> None:
+        for name, kind in _PARTS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}: build one first")
+        _check_text(self.file, name="file")
+        object.__setattr__(self, "file", self.file.encode("utf-8", "replace").decode("utf-8"))
+        _check_fraction(self.min_overlap, name="min_overlap")
+        _check_fraction(self.min_instance_area, name="min_instance_area")
+        if self.stop.votes > self.settings.members:
+            raise ValueError(
+                f"stop.votes must not exceed settings.members = {self.settings.members}, got {self.stop.votes}: "
+                "count each void member once"
+            )
+        self._check_arrays()
+        for name in _DTYPES:
+            array = np.array(getattr(self, name), order="C")
+            if name in _RANGES:
+                np.clip(array, 0, _RANGES[name][0], out=array)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    def _check_arrays(self) -> None:
+        for name, dtype in _DTYPES.items():
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}: pass np.asarray(...)")
+            if array.dtype != dtype:
+                raise ValueError(f"{name} must be {np.dtype(dtype)}, got {array.dtype}: convert it")
+        expected = (*preview_size(self.geometry.height, self.geometry.width), 3)
+        if self.preview.shape != expected:
+            raise ValueError(
+                f"preview must have shape {expected} for an input of height {self.geometry.height} and width "
+                f"{self.geometry.width}, got {self.preview.shape}: pass make_preview(image)"
+            )
+        m = self.geometry.mask_size
+        count = mask_ops.check_shape(self.masks, "K m n", name="masks", m=m, n=m)["K"]
+        sizes = {"K": count, "m": m, "n": m}
+        mask_ops.check_shape(self.members, "K E m n", name="members", E=self.settings.members, **sizes)
+        for name, (top, cure) in _RANGES.items():
+            values = getattr(self, name)
+            mask_ops.check_shape(values, "K m n", name=name, **sizes)
+            inside = values.size == 0 or (values.min() >= -_ROUNDING and values.max() <= top + _ROUNDING)
+            if not inside:  # NaN is not inside either
+                got = f"[{values.min():g}, {values.max():g}]"
+                raise ValueError(f"{name} must lie in [0, {top:g}], got {got}: {cure}")
+
+    def equals(self, other: object) -> bool:
+        """Whether every field is equal, arrays value by value."""
+        if not isinstance(other, LayeredResult):
+            return False
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
+
+    def __eq__(self, other: object) -> bool:
+        return self.equals(other) if isinstance(other, LayeredResult) else NotImplemented
+
+    def __repr__(self) -> str:
+        height, width = self.geometry.height, self.geometry.width
+        return (
+            f"LayeredResult({len(self)} layers, input {height}x{width} (height x width), {self.settings.members} "
+            "members, "
+            f"stop={self.stop.reason!r}, file={self.file!r})"
+        )
+
+    # -- layers ------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> Layer:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"layer {index} does not exist: the result has {len(self)} layers, counted from 0")
+        return Layer(self, index % len(self))
+
+    def __iter__(self) -> Iterator[Layer]:
+        return (Layer(self, index) for index in range(len(self)))
+
+    @cached_property
+    def cumulative_masks(self) -> np.ndarray:
+        """bool (K + 1, m, m): union of the layers before each layer, and of all layers at the end."""
+        return mask_ops.cumulative(self.masks)
+
+    def masks_full(self) -> np.ndarray:
+        """bool (K, H, W): consensus masks in the input frame."""
+        return _to_frame(self.geometry, self.masks)
+
+    def probability_full(self) -> np.ndarray:
+        """float32 (K, H, W) in [0, 1]: probability in the input frame."""
+        return _to_frame(self.geometry, self.probability)
+
+    def uncertainty_full(self) -> np.ndarray:
+        """float32 (K, H, W) in [0, 0.25]: uncertainty in the input frame."""
+        return _to_frame(self.geometry, self.uncertainty)
+
+    def uncertainty_map(self) -> np.ndarray:
+        """float32 (H, W) in [0, 0.25]: largest uncertainty over the layers; zero without layers."""
+        return self._largest_uncertainty(self.geometry)
+
+    def _largest_uncertainty(self, geometry: Geometry) -> np.ndarray:
+        largest = np.zeros((geometry.height, geometry.width), dtype=np.float32)
+        for layer in self.uncertainty:
+            np.maximum(largest, _to_frame(geometry, layer), out=largest)
+        return largest
+
+    # -- instances and their order -----------------------------------------------------------------
+
+    @cached_property
+    def _catalog(self) -> _Catalog:
+        """One pass over the layers, one full-size mask after the other; a layer's instances come largest first."""
+        shape = (self.geometry.height, self.geometry.width)
+        before = np.zeros(shape, dtype=bool)
+        areas: list[int] = []
+        instances: list[_Instance] = []
+        for index, mask in enumerate(self.masks):
+            layer_full = _to_frame(self.geometry, mask)
+            for component in _components(mask, min_area=self.min_instance_area * mask.size):
+                whole = np.array_equal(component, mask)
+                segmentation = layer_full if whole else _to_frame(self.geometry, component)
+                if segmentation.any():
+                    instances.append(self._measure(index, component, segmentation, before))
+            areas.append(int(layer_full.sum()))
+            before |= layer_full
+        return _Catalog(areas=tuple(areas), instances=tuple(instances))
+
+    def _measure(self, layer: int, component: np.ndarray, segmentation: np.ndarray, before: np.ndarray) -> _Instance:
+        seen = segmentation & ~before
+        rows, columns = np.flatnonzero(segmentation.any(axis=1)), np.flatnonzero(segmentation.any(axis=0))
+        left, top = int(columns[0]), int(rows[0])
+        area = int(segmentation.sum())
+        agreement = self.members[layer][:, component].mean(dtype=np.float64)
+        confidence = self.probability[layer][component].mean(dtype=np.float64)
+        return _Instance(
+            layer=layer,
+            grid_mask=component,
+            score=min(1.0, round(float(confidence * agreement), 6)),
+            segmentation=rle_encode(segmentation),
+            visible=rle_encode(seen),
+            bbox=(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1),
+            area=area,
+            occlusion_rate=round(1 - int(seen.sum()) / area, 6),
+        )
+
+    def _describe(self, number: int) -> dict[str, Any]:
+        found = self._catalog.instances[number]
+        return {
+            "id": number,
+            "segmentation": rle_decode(found.segmentation),
+            "visible": rle_decode(found.visible),
+            "bbox": list(found.bbox),
+            "area": found.area,
+            "predicted_iou": found.score,
+            "layer": found.layer,
+            "occlusion_rate": found.occlusion_rate,
+        }
+
+    @cached_property
+    def instances(self) -> list[dict[str, Any]]:
+        """Objects in layer order, largest first within a layer: the 8-connected components of the consensus masks.
+
+        Each is a dict: id (int from 0), segmentation (H, W) bool amodal mask, visible (H, W) bool mask of the part that
+        no earlier layer covers, bbox [x, y, w, h] in pixels of the amodal mask, area in pixels, predicted_iou in [0, 1]
+        (mean probability inside the mask x mean over members of the share of the mask that they set), layer,
+        occlusion_rate in [0, 1]. All masks are in the input frame; components that vanish there are left out.
+        """
+        return [self._describe(number) for number in range(len(self._catalog.instances))]
+
+    @cached_property
+    def order(self) -> dict[str, Any]:
+        """{"edges": [{"front": id, "behind": id, "confidence": in [0, 1]}], "cycles": []}: who hides whom.
+
+        An edge wants a smaller layer in front and, on the mask grid, a shared area above `min_overlap` of the rear
+        object. Its confidence is the smaller of the two scores. Layers cannot form a cycle, so "cycles" is empty.
+        """
+        found = self._catalog.instances
+        amodal = (
+            np.stack([one.grid_mask for one in found]) if found else np.zeros((0, *self.masks.shape[1:]), dtype=bool)
+        )
+        layer_index = np.array([one.layer for one in found], dtype=np.int64)
+        pairs = edges_from_order(order_from_layers(amodal, layer_index, min_overlap=self.min_overlap))
+        edges = [{"front": i, "behind": j, "confidence": min(found[i].score, found[j].score)} for i, j in pairs]
+        return {"edges": edges, "cycles": []}
+
+    # -- files -------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON, as sas/result.schema.json describes it; masks as COCO run-length codes, boxes [x, y, w,
+        h]."""
+        found = self._catalog.instances
+        ids = [[i for i, one in enumerate(found) if one.layer == k] for k in range(len(self))]
+        layers = [
+            {
+                "index": k,
+                "area": area,
+                "mask": f"layer_{k:02d}.png",
+                "probability": f"probability_{k:02d}.png",
+                "uncertainty": f"uncertainty_{k:02d}.png",
+                "instances": ids[k],
+            }
+            for k, area in enumerate(self._catalog.areas)
+        ]
+        instances = [
+            {
+                "id": i,
+                "layer": one.layer,
+                "bbox": list(one.bbox),
+                "score": one.score,
+                "segmentation": one.segmentation,
+                "visible": one.visible,
+                "occlusion_rate": one.occlusion_rate,
+            }
+            for i, one in enumerate(found)
+        ]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "image": {"file": self.file, "width": self.geometry.width, "height": self.geometry.height},
+            "layers": layers,
+            "instances": instances,
+            "order": self.order,
+            "ensemble": asdict(self.settings),
+            "stop": asdict(self.stop),
+            "model": asdict(self.model),
+        }
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the folder whole or not at all; returns its path.
+
+        result.json; layer_XX.png (0 or 255), probability_XX.png = round(255 p), uncertainty_XX.png = round(255 u /
+        0.25), one of each a layer, and uncertainty.png, their largest value, all in the input frame; overview.png;
+        arrays.npz, from which `load` restores.
+        """
+        document = self.to_dict()
+        with atomic_folder(Path(directory)) as folder:
+            for layer, names in zip(self, document["layers"], strict=True):
+                write_mask(folder / names["mask"], layer.mask)
+                write_unit_map(folder / names["probability"], layer.probability)
+                write_unit_map(folder / names["uncertainty"], layer.uncertainty / MAX_UNCERTAINTY)
+            write_unit_map(folder / UNCERTAINTY_FILE, self.uncertainty_map() / MAX_UNCERTAINTY)
+            Image.fromarray(self.overview()).save(folder / OVERVIEW_FILE)
+            np.savez_compressed(folder / ARRAYS_FILE, **self._packed())
+            write_json(folder / RESULT_FILE, document)
+        return Path(directory)
+
+    def _packed(self) -> dict[str, Any]:
+        header = {
+            "geometry": self.geometry.to_dict(),
+            "min_overlap": float(self.min_overlap),
+            "min_instance_area": float(self.min_instance_area),
+            "members": list(self.members.shape),
+            "masks": list(self.masks.shape),
+        }
+        return {
+            "header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8),
+            "members": np.packbits(self.members),
+            "masks": np.packbits(self.masks),
+            "probability": self.probability,
+            "uncertainty": self.uncertainty,
+            "preview": self.preview,
+        }
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> LayeredResult:
+        """Restore what `save` wrote, equal in every field; InputError names the file that is missing, damaged or
+        foreign."""
+        folder = Path(directory)
+        document_path, arrays_path = folder / RESULT_FILE, folder / ARRAYS_FILE
+        for path in (document_path, arrays_path):
+            if not path.is_file():
+                raise InputError(
+                    f"{path} does not exist; pass a folder that LayeredResult.save wrote, complete with all its files"
+                )
+        document = _read_document(document_path)
+        arrays, header = _read_arrays(arrays_path)
+        try:
+            result = cls(
+                **arrays,
+                geometry=_geometry_from(header["geometry"]),
+                stop=Stop(**document["stop"]),
+                settings=EnsembleSettings(**document["ensemble"]),
+                model=ModelInfo(**document["model"]),
+                file=document["image"]["file"],
+                min_overlap=header["min_overlap"],
+                min_instance_area=header["min_instance_area"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder} holds no valid result: {_reason(error)}; save it again with LayeredResult.save"
+            ) from error
+        size = {"width": result.geometry.width, "height": result.geometry.height}
+        told = {key: document["image"].get(key) for key in size}
+        if told != size or len(document["layers"]) != len(result):
+            raise InputError(
+                f"{document_path} tells of {len(document['layers'])} layers and image {told}, {arrays_path.name} of "
+                f"{len(result)} layers and image {size}: the two files are of different results; "
+                "save it again with LayeredResult.save"
+            )
+        return result
+
+    # -- pictures ----------------------------------------------------------------------------------
+
+    def overview(self) -> np.ndarray:
+        """uint8 (height, width, 3): one sheet that shows layers, hidden parts and uncertainty; drawn from `preview`."""
+        height, width = self.preview.shape[:2]
+        frame = replace(self.geometry, height=height, width=width)
+        found = self._catalog.instances
+        counts = [sum(one.layer == index for one in found) for index in range(len(self))]
+        hidden = mask_ops.area(self.masks & self.cumulative_masks[:-1]) / np.maximum(mask_ops.area(self.masks), 1)
+        return visualize.overview(
+            self.preview,
+            layer_masks=_to_frame(frame, self.masks),
+            uncertainty=self._largest_uncertainty(frame) / MAX_UNCERTAINTY,
+            marks=self._marks(frame),
+            layer_notes=[_layer_note(n, share) for n, share in zip(counts, hidden.tolist(), strict=True)],
+            title=f"{_count(len(self), 'layer')}, {_count(len(found), 'object')}"
+            + (f" in {self.file}" if self.file else ""),
+            captions=self._captions(),
+        )
+
+    def show(self) -> None:
+        """Open the overview in the desktop's image viewer, or below the cell in a notebook."""
+        picture = Image.fromarray(self.overview())
+        if "ipykernel" in sys.modules:
+            from IPython.display import display  # only there: the notebook brings it
+
+            display(picture)
+        else:
+            picture.show(title=self.file or "layers")
+
+    def _repr_png_(self) -> bytes:
+        stream = bytestream.BytesIO()
+        Image.fromarray(self.overview()).save(stream, format="PNG")
+        return stream.getvalue()
+
+    def _marks(self, frame: Geometry) -> list[tuple[str, float, float]]:
+        """Id of each instance at the most inner cell of its visible part (of its whole mask where nothing is seen)."""
+        marks = []
+        for number, one in enumerate(self._catalog.instances):
+            seen = one.grid_mask & ~self.cumulative_masks[one.layer]
+            depth = ndimage.distance_transform_edt(np.pad(seen if seen.any() else one.grid_mask, 1))[1:-1, 1:-1]
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            cell = frame.size / frame.mask_size
+            x = ((int(column) + 0.5) * cell - frame.left) / frame.scaled_width * frame.width - 0.5
+            y = ((int(row) + 0.5) * cell - frame.top) / frame.scaled_height * frame.height - 0.5
+            marks.append((str(number), min(max(x, 0.0), frame.width - 1.0), min(max(y, 0.0), frame.height - 1.0)))
+        return marks
+
+    def _captions(self) -> list[str]:
+        settings = self.settings
+        stop = {
+            "empty": f"{self.stop.votes} of {_count(settings.members, 'try', 'tries')} found no further object",
+            "no_progress": "the next layer would have added nothing new",
+            "max_layers": "the largest number of layers allowed was reached",
+        }[self.stop.reason]
+        model = f"{self.model.id} {self.model.sha256[:12]}".rstrip()
+        drawn = f"{_count(settings.members, 'member')}, {_count(settings.steps, 'step')}, seed {settings.seed}"
+        return [
+            f"Stopped after {_count(len(self), 'layer')}: {stop}.",
+            f"Settings: {drawn}, consensus {settings.consensus}, mode {settings.mode}. Model: {model}.",
+        ]
+
+
+class Layer:
+    """One layer of a result, seen in the input frame (H, W). Maps are made when first asked for, then kept.
+
+    index: place in the sequence, 0 = nobody in front.
+    """
+
+    def __init__(self, result: LayeredResult, index: int) -> None:
+        self._result = result
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"Layer(index={self.index}, area={self.area}, instances={[one['id'] for one in self.instances]})"
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """bool (H, W): consensus amodal mask."""
+        return _to_frame(self._result.geometry, self._result.masks[self.index])
+
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """float32 (H, W) in [0, 1]."""
+        return _to_frame(self._result.geometry, self._result.probability[self.index])
+
+    @cached_property
+    def uncertainty(self) -> np.ndarray:
+        """float32 (H, W) in [0, 0.25]."""
+        return _to_frame(self._result.geometry, self._result.uncertainty[self.index])
+
+    @property
+    def area(self) -> int:
+        """Pixels of `mask`."""
+        return self._result._catalog.areas[self.index]
+
+    @cached_property
+    def instances(self) -> list[dict[str, Any]]:
+        """The result's `instances` that lie in this layer."""
+        found = self._result._catalog.instances
+        return [self._result._describe(number) for number, one in enumerate(found) if one.layer == self.index]
+
+
+def preview_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) in pixels of the preview of an image: its longer side at most 1024, never enlarged."""
+    scale = min(1.0, PREVIEW_SIZE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def make_preview(image: np.ndarray) -> np.ndarray:
+    """The image scaled down to at most 1024 px on its longer side: uint8 (H, W, 3) -> uint8 (h', w', 3); never
+    enlarged."""
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or not image.size
+    ):
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image must be uint8 of shape (H, W, 3), got {got}: read it with sas.io.read_image")
+    height, width = preview_size(*image.shape[:2])
+    if (height, width) == image.shape[:2]:
+        return image.copy()
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)).copy()
+
+
+def _to_frame(geometry: Geometry, maps: np.ndarray) -> np.ndarray:
+    """Maps on the mask grid brought to the frame of `geometry`; from a copy, since torch takes no read-only memory."""
+    return geometry.to_input(maps.copy())
+
+
+def _components(mask: np.ndarray, *, min_area: float) -> list[np.ndarray]:
+    """8-connected components of a bool (m, m) mask with at least `min_area` cells, largest first."""
+    labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    largest_first = np.argsort(-areas, kind="stable")
+    return [labels == number + 1 for number in largest_first if areas[number] >= min_area]
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    document = read_json(path)
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise InputError(
+            f"{path} must have schema_version {SCHEMA_VERSION}, got {version!r}; "
+            "save the result again with this version of sas, or load it with the version that wrote it"
+        )
+    kinds = {"image": dict, "layers": list, "ensemble": dict, "stop": dict, "model": dict}
+    for name, kind in kinds.items():
+        if not isinstance(document.get(name), kind):
+            raise InputError(
+                f"{path} lacks a valid {name!r}: it is no result file, or damaged; "
+                "save it again with LayeredResult.save"
+            )
+    return cast(dict[str, Any], document)
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and header of arrays.npz; nothing in it is ever unpickled."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            stored = {name: archive[name] for name in archive.files}
+        header = json.loads(stored["header"].tobytes())
+        arrays = {name: _unpack(stored[name], header[name]) for name in ("members", "masks")}
+        arrays |= {name: stored[name] for name in ("probability", "uncertainty", "preview")}
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise InputError(
+            f"{path} is damaged or not of a result: {_reason(error)}; save it again with LayeredResult.save"
+        ) from error
+    return arrays, header
+
+
+def _unpack(bits: np.ndarray, shape: list[int]) -> np.ndarray:
+    count = int(np.prod(shape, dtype=np.int64))
+    if bits.dtype != np.uint8 or bits.ndim != 1 or len(bits) != (count + 7) // 8:
+        raise ValueError(f"{len(bits)} bytes of bits do not fill the shape {shape}")
+    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
+
+
+def _geometry_from(stored: Mapping[str, Any]) -> Geometry:
+    geometry = Geometry(**stored)
+    for name, value in stored.items():
+        _check_int(value, name=f"geometry.{name}", low=0 if name in ("top", "left") else 1)
+    return geometry
+
+
+def _reason(error: Exception) -> str:
+    text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def _count(number: int, word: str, plural: str = "") -> str:
+    return f"{number} {word if number == 1 else plural or word + 's'}"
+
+
+def _layer_note(instances: int, hidden: float) -> str:
+    return f"{_count(instances, 'object')}, {f'{hidden:.0%} of the area' if hidden else 'nothing'} hidden"
+
+
+def _check_int(value: object, *, name: str, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}: pass int(...)")
+
+
+def _check_text(value: object, *, name: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f'{name} must be a str, got {type(value).__name__}: pass its name, or "" if it has none')
+
+
+def _check_choice(value: object, choices: tuple[str, ...], *, name: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}: choose one of these")
+
+
+def _check_fraction(value: object, *, name: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a fraction in [0, 1), got {value!r}: pass 0.01 for one percent")

@@ -1,0 +1,234 @@
+"""Ground truth: one scene, and a padded batch of scenes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from sas.geometry import Geometry
+from sas.masks import area, check_mask, check_shape, cumulative, layer_masks, visible
+from sas.order import (
+    DEFAULT_MIN_OVERLAP,
+    LayerAssignment,
+    contested_area,
+    layers_from_order,
+    significant_order,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One picture with the complete mask of every object and who occludes whom.
+
+    image: uint8 (H, W, 3) RGB.
+    amodal_masks: bool (N, H, W), in the image's frame; parts outside the frame are unknown to the scene.
+    order_matrix: bool (N, N), [i, j] True iff i is in front of j where they overlap, both directions possible; None if unknown.
+    visible_masks: bool (N, H, W) if the source gives them, else None: then they follow from the order.
+    names: one a object. alternatives: further true amodal masks of the same visible picture, each bool (N, H, W).
+    min_overlap: i occludes j only if they share more than this fraction of j's amodal area.
+    dropped: objects that were removed because no pixel of them is visible.
+    """
+
+    image: np.ndarray
+    amodal_masks: np.ndarray
+    order_matrix: np.ndarray | None
+    names: tuple[str, ...] = ()
+    id: str = "scene"
+    visible_masks: np.ndarray | None = None
+    alternatives: tuple[np.ndarray, ...] = ()
+    min_overlap: float = DEFAULT_MIN_OVERLAP
+    source: str = ""
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image.dtype != np.uint8:
+            raise ValueError(f"image must be uint8 RGB, got {self.image.dtype}: multiply a [0, 1] image by 255 and round")
+        size = check_shape(self.image, "h w 3", name="image")
+        check_mask(self.amodal_masks, name="amodal_masks")
+        count = check_shape(self.amodal_masks, "n h w", name="amodal_masks", h=size["h"], w=size["w"])["n"]
+        if self.order_matrix is not None:
+            check_mask(self.order_matrix, name="order_matrix")
+            check_shape(self.order_matrix, "n m", name="order_matrix", n=count, m=count)
+        if self.visible_masks is not None:
+            check_mask(self.visible_masks, name="visible_masks")
+            check_shape(self.visible_masks, "n h w", name="visible_masks", n=count, **{k: size[k] for k in ("h", "w")})
+        for masks in self.alternatives:
+            check_mask(masks, name="alternatives")
+            check_shape(masks, "n h w", name="alternatives", n=count, **{k: size[k] for k in ("h", "w")})
+        if not self.names:
+            object.__setattr__(self, "names", tuple(f"object {i}" for i in range(count)))
+        if len(self.names) != count:
+            raise ValueError(f"names must have one entry for each of {count} objects, got {len(self.names)}: add or remove names")
+
+    @property
+    def height(self) -> int:
+        return self.image.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.image.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.amodal_masks)
+
+    @cached_property
+    def visible(self) -> np.ndarray:
+        """Visible part of each object, bool (N, H, W): as given, or from the order."""
+        if self.visible_masks is not None:
+            return self.visible_masks
+        return visible(self.amodal_masks, self._known_order())
+
+    @cached_property
+    def occlusion(self) -> np.ndarray:
+        """The order's edges that count under `min_overlap`, bool (N, N)."""
+        return significant_order(self._known_order(), self.amodal_masks, min_overlap=self.min_overlap)
+
+    @cached_property
+    def assignment(self) -> LayerAssignment:
+        """Layers of the objects, and the edges cut to break cycles."""
+        weights = contested_area(self.amodal_masks, self.visible)
+        assignment = layers_from_order(self.occlusion, weights=weights)
+        if assignment.cut_edges:
+            logger.info("scene %s: cut %d edges of cycles: %s", self.id, len(assignment.cut_edges), assignment.cut_edges)
+        return assignment
+
+    @property
+    def layer_index(self) -> np.ndarray:
+        """(N,) int64, 0 = nobody in front."""
+        return self.assignment.layer_index
+
+    @cached_property
+    def layer_masks(self) -> np.ndarray:
+        """Union of the objects of each layer, bool (K, H, W)."""
+        return layer_masks(self.amodal_masks, self.layer_index)
+
+    @property
+    def cumulative_masks(self) -> np.ndarray:
+        """Union of the layers before k, bool (K + 1, H, W)."""
+        return cumulative(self.layer_masks)
+
+    def drop_invisible(self) -> Scene:
+        """The scene without objects that show no pixel; `dropped` counts them."""
+        if self.order_matrix is None and self.visible_masks is None:
+            return self
+        seen = area(self.visible) > 0
+        if seen.all():
+            return self
+        logger.info("scene %s: dropped %d objects without a visible pixel", self.id, int((~seen).sum()))
+        return replace(
+            self,
+            amodal_masks=self.amodal_masks[seen],
+            order_matrix=None if self.order_matrix is None else self.order_matrix[np.ix_(seen, seen)],
+            visible_masks=None if self.visible_masks is None else self.visible_masks[seen],
+            names=tuple(name for name, keep in zip(self.names, seen, strict=True) if keep),
+            alternatives=tuple(masks[seen] for masks in self.alternatives),
+            dropped=self.dropped + int((~seen).sum()),
+        )
+
+    def _known_order(self) -> np.ndarray:
+        if self.order_matrix is None:
+            raise ValueError(
+                f"order_matrix of scene {self.id!r} is unknown, so it has no layers: "
+                "use order-free metrics, or give the order of its objects"
+            )
+        return self.order_matrix
+
+
+@dataclass(frozen=True, eq=False)
+class SceneBatch:
+    """Scenes at model resolution, padded to the same number N of objects.
+
+    image: float32 (B, 3, H, W) in [-1, 1]. amodal_masks: bool (B, N, h, w). counts: int64 (B,), objects before the padding.
+    layer_index: int64 (B, N), -1 where padded. order_matrix: bool (B, N, N), the edges that count.
+    known: bool (B, 1, h, w), True where the truth is known (False on letterbox padding). ids: one a scene.
+    alternatives: None, or bool (B, A, N, h, w): further true amodal masks of the same visible picture.
+    """
+
+    image: torch.Tensor
+    amodal_masks: torch.Tensor
+    counts: torch.Tensor
+    layer_index: torch.Tensor
+    order_matrix: torch.Tensor
+    known: torch.Tensor
+    ids: tuple[str, ...] = field(default=())
+    alternatives: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        b = check_shape(self.image, "b 3 h w", name="image")["b"]
+        n = check_shape(self.amodal_masks, "b n h w", name="amodal_masks", b=b)["n"]
+        check_shape(self.counts, "b", name="counts", b=b)
+        check_shape(self.layer_index, "b n", name="layer_index", b=b, n=n)
+        check_shape(self.order_matrix, "b n m", name="order_matrix", b=b, n=n, m=n)
+        check_shape(self.known, "b 1 h w", name="known", b=b)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device | str) -> SceneBatch:
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        return replace(self, **moved)
+
+    @property
+    def layer_counts(self) -> torch.Tensor:
+        """Number of layers of each scene, int64 (B,)."""
+        if not self.layer_index.shape[1]:
+            return torch.zeros_like(self.counts)
+        return self.layer_index.amax(dim=1) + 1
+
+    def layers(self) -> torch.Tensor:
+        """Layer masks, padded with empty layers: bool (B, K, h, w), K = the most layers of any scene."""
+        count = int(self.layer_counts.max()) if len(self) else 0
+        member = self.layer_index[:, None, :] == torch.arange(count, device=self.layer_index.device)[None, :, None]
+        return (member.float() @ self.amodal_masks.flatten(2).float() > 0).unflatten(2, self.amodal_masks.shape[-2:])
+
+
+def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> SceneBatch:
+    """Bring scenes to model resolution and pad them into a batch. Layers are made at full size, then reduced by area > 0.5."""
+    if not scenes:
+        raise ValueError("scenes must hold at least one scene, got none: pass a non-empty list")
+    most = max(len(scene) for scene in scenes)
+    batch = len(scenes)
+    image = torch.zeros(batch, 3, image_size, image_size)
+    masks = torch.zeros(batch, most, mask_size, mask_size, dtype=torch.bool)
+    layer_index = torch.full((batch, most), -1, dtype=torch.int64)
+    order = torch.zeros(batch, most, most, dtype=torch.bool)
+    known = torch.zeros(batch, 1, mask_size, mask_size, dtype=torch.bool)
+    for b, scene in enumerate(scenes):
+        n = len(scene)
+        geometry = Geometry.fit(height=scene.height, width=scene.width, size=image_size, mask_size=mask_size)
+        image[b] = geometry.to_model(scene.image)
+        masks[b, :n] = torch.from_numpy(geometry.masks_to_model(scene.amodal_masks))
+        layer_index[b, :n] = torch.from_numpy(scene.layer_index)
+        order[b, :n, :n] = torch.from_numpy(scene.occlusion)
+        known[b, 0] = torch.from_numpy(geometry.known())
+    return SceneBatch(
+        image=image,
+        amodal_masks=masks,
+        counts=torch.tensor([len(scene) for scene in scenes]),
+        layer_index=layer_index,
+        order_matrix=order,
+        known=known,
+        ids=tuple(scene.id for scene in scenes),
+        alternatives=_collate_alternatives(scenes, most, image_size, mask_size),
+    )
+
+
+def _collate_alternatives(scenes: Sequence[Scene], most: int, image_size: int, mask_size: int) -> torch.Tensor | None:
+    """(B, A, N, h, w); a scene with fewer alternatives repeats its own masks, so that every entry is a true answer."""
+    depth = max(len(scene.alternatives) for scene in scenes)
+    if not depth:
+        return None
+    result = torch.zeros(len(scenes), depth, most, mask_size, mask_size, dtype=torch.bool)
+    for b, scene in enumerate(scenes):
+        geometry = Geometry.fit(height=scene.height, width=scene.width, size=image_size, mask_size=mask_size)
+        for a in range(depth):
+            truth = scene.alternatives[a] if a < len(scene.alternatives) else scene.amodal_masks
+            result[b, a, : len(scene)] = torch.from_numpy(geometry.masks_to_model(truth))
+    return result

@@ -1,0 +1,85 @@
+"""Where the numbers of a run go: metrics.jsonl always, wandb and tensorboard if asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sas.io import InputError, atomic_write_bytes
+
+
+class Tracking:
+    """Writes numbers and pictures of a run; after a resume it goes on as if nothing had happened.
+
+    state: what a checkpoint must keep (the wandb run's id).
+    """
+
+    def __init__(self, out: Path, *, trackers: Sequence[str], project: str, config: dict[str, Any], step: int, state: dict[str, Any]) -> None:
+        self.path = out / "metrics.jsonl"
+        self._cut_back(step)
+        self._file = self.path.open("a", buffering=1)
+        self._wandb = _start_wandb(out, project, config, state) if "wandb" in trackers else None
+        self._board = _start_tensorboard(out, step) if "tensorboard" in trackers else None
+        self.state: dict[str, Any] = {"wandb_id": self._wandb.id} if self._wandb else {}
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl and one point a value in each tracker."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._wandb:
+            self._wandb.log(values, step=step)
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """A picture, uint8 (H, W, 3), for trackers that show pictures."""
+        if self._wandb:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(picture)}, step=step)
+        if self._board:
+            self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._wandb:
+            self._wandb.finish(quiet=True)
+        if self._board:
+            self._board.close()
+
+    def _cut_back(self, step: int) -> None:
+        """Drop lines after the checkpoint's step, and a last line that was cut off."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+        atomic_write_bytes(self.path, "".join(line + "\n" for line in kept).encode())
+
+
+def _start_wandb(out: Path, project: str, config: dict[str, Any], state: dict[str, Any]) -> Any:
+    """A wandb run that needs neither login nor network unless the user has set them up."""
+    import wandb
+
+    known = os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY")
+    mode: Any = None if known else "offline"
+    return wandb.init(
+        project=project, dir=str(out), config=config, id=state.get("wandb_id"), resume="allow", mode=mode, name=out.name
+    )
+
+
+def _start_tensorboard(out: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError('trackers names "tensorboard", which is not installed; pip install "sas-amodal[tensorboard]"') from error
+    return SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)

@@ -1,0 +1,462 @@
+"""The trainer: data-parallel, resumable to the bit, and ignorant of networks, schedules and data.
+
+It knows a source (`batch(step, positions)`), an objective (`loss(model, batch, keys)`) and a pipeline to validate and save. What a
+step does depends on (seed, step) alone; the number of processes and micro-batches only changes how the sums are split.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm.auto import tqdm
+
+from sas.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    lock_run,
+    optimizer_from_tensors,
+    optimizer_to_tensors,
+    save_checkpoint,
+    set_aside_checkpoints,
+)
+from sas.config import Config, TrainingSettings, changed_fields, config_hash
+from sas.distributed import make_accelerator, share, sum_over_processes
+from sas.factory import build_model, build_objective, build_pipeline, build_source, build_validation
+from sas.io import InputError, atomic_write_bytes
+from sas.pipeline import SASPipeline
+from sas.scene import SceneBatch
+from sas.seeding import Keys, derive_seed
+from sas.tracking import Tracking
+from sas.validation import Validation, validate
+from sas.visualize import image_grid, layer_colors, outline, tint
+
+logger = logging.getLogger(__name__)
+
+MAY_CHANGE = ("training.steps", "data.workers", "logging.")
+"""Fields that a resumed run may change: length, workers, and all that is only written."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is not finite; raised before the weights are touched."""
+
+
+class _Losses(nn.Module):
+    """Network and objective as one module, so that data parallelism sees every use of the weights."""
+
+    def __init__(self, model: nn.Module, objective: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: SceneBatch, keys: Keys) -> dict[str, torch.Tensor]:
+        return self.objective.loss(self.model, batch, keys)
+
+
+class Trainer:
+    """One training run in one folder.
+
+    config: the run. out: its folder; if it holds a checkpoint of the same configuration, training goes on from there.
+    init_from: weights (pipeline folder or hub id) to start from. restart: set old checkpoints aside and begin at step 0.
+    max_minutes: stop after this long, with a checkpoint and a saved pipeline. cpu: do not use an accelerator.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        out: str | Path,
+        *,
+        init_from: str | Path | None = None,
+        restart: bool = False,
+        max_minutes: float | None = None,
+        cpu: bool = False,
+        progress: bool = True,
+    ) -> None:
+        if max_minutes is not None and max_minutes <= 0:
+            raise InputError(f"max_minutes must be positive, got {max_minutes}; leave it out to train to the end")
+        self.config = config
+        self.out = Path(out)
+        self.max_minutes = max_minutes
+        self.progress = progress
+        self.accelerator = make_accelerator(precision=config.training.precision, cpu=cpu)
+        self.main = self.accelerator.is_main_process
+        self.positions = share(
+            config.training.batch_size, rank=self.accelerator.process_index, world_size=self.accelerator.num_processes
+        )
+        self.step = 0
+        self.best = -math.inf
+        self._window: dict[str, float] = {}
+        self._restart = restart
+        self._init_from = init_from
+        self._stop_signal: int | None = None
+
+    # ------------------------------------------------------------------ the run
+
+    def run(self) -> SASPipeline:
+        """Train until the configured step, a signal, or the time limit; returns the pipeline with the averaged weights."""
+        started = time.monotonic()
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"out {self.out} cannot be made ({error.strerror}); choose a folder that can be written") from error
+        with lock_run(self.out) if self.main else nullcontext(), self._signals():
+            if self._restart and self.main:
+                set_aside_checkpoints(self.checkpoints)
+            self.accelerator.wait_for_everyone()
+            checkpoint = latest_checkpoint(self.checkpoints)
+            if checkpoint:
+                self._check_same_run(checkpoint)
+            self._build()
+            if checkpoint:
+                self._restore(checkpoint)
+                logger.info("resuming at step %d from %s", self.step, checkpoint.path)
+            self._write_config()
+            tracking = self._start_tracking(checkpoint)
+            try:
+                self._loop(started, tracking)
+            finally:
+                if tracking:
+                    tracking.close()
+        self.accelerator.wait_for_everyone()
+        return self._pipeline()
+
+    def _loop(self, started: float, tracking: Tracking | None) -> None:
+        training, cadence = self.config.training, self.config.logging
+        bar = tqdm(
+            total=training.steps, initial=self.step, unit="step", disable=not (self.main and self.progress), dynamic_ncols=True
+        )
+        seen, since = 0, time.monotonic()
+        validated = -1
+        while self.step < training.steps:
+            losses, norm = self._train_step(self.step)
+            self.step += 1
+            seen += training.batch_size
+            self._gather_window({**losses, "grad_norm": norm})
+            bar.update(1)
+            if self.step % cadence.log_every == 0 or self.step == training.steps:
+                speed = seen / max(time.monotonic() - since, 1e-9)
+                seen, since = 0, time.monotonic()
+                values = self._empty_window()
+                bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.1f}")
+                if tracking:
+                    tracking.write(self.step, {**values, "lr": self._learning_rate(self.step - 1), "images_per_second": speed})
+            stopping = self._should_stop(started)
+            if self.step % cadence.validate_every == 0 or self.step == training.steps:
+                self._validate(tracking)
+                validated, since, seen = self.step, time.monotonic(), 0
+            if stopping or self.step % cadence.checkpoint_every == 0 or self.step == training.steps:
+                self._save(tracking)
+            if stopping:
+                break
+        bar.close()
+        no_pipeline = not (self.out / "pipeline" / "model_index.json").exists()
+        if no_pipeline or (self.max_minutes is not None and self._stop_signal is None and validated != self.step):
+            self._validate(tracking)
+            self._save(tracking)
+
+    def _train_step(self, step: int) -> tuple[dict[str, float], float]:
+        """One optimizer step; returns the mean of each loss over the items of the global batch, and the gradient's norm."""
+        training = self.config.training
+        torch.manual_seed(derive_seed(training.seed, "step", step))  # nothing should draw from it, but what might is repeatable
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = _split(self.positions, training.micro_batch)
+        totals: dict[str, torch.Tensor] = {}
+        suspects: list[str] = []
+        for number, positions in enumerate(parts):
+            batch = self.source.batch(step, positions).to(self.accelerator.device)
+            last = number == len(parts) - 1
+            if hasattr(self.source, "prepare"):
+                following = (step + 1, parts[0]) if last else (step, parts[number + 1])
+                self.source.prepare(*following)
+            keys = Keys(training.seed, step, tuple(positions))
+            with nullcontext() if last else self.accelerator.no_sync(self.losses):
+                losses = self.losses(batch, keys)
+                self.accelerator.backward(losses["loss"].sum() / training.batch_size)
+            suspects += _not_finite(losses["loss"], batch, positions)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach().double().sum()
+            totals["items"] = totals.get("items", torch.zeros((), device=batch.image.device)) + len(losses["loss"])
+        names = list(totals)
+        sums = dict(zip(names, sum_over_processes(self.accelerator, torch.stack([totals[n].double() for n in names])), strict=True))
+        if not torch.isfinite(sums["loss"]):
+            self._refuse("loss", step, suspects)
+        norm = self._scaled_norm(float(sums["items"]))
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            self._refuse("gradient", step, suspects)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(step)
+        self.optimizer.step()
+        self.ema.step(self.model.parameters())
+        return {name: float(sums[name] / sums["items"]) for name in names if name != "items"}, norm
+
+    def _scaled_norm(self, items: float) -> float:
+        """Turn the summed gradient into the mean over the global batch's items, and clip it; returns its norm before."""
+        self.accelerator.unscale_gradients(self.optimizer)
+        factor = self.accelerator.num_processes * self.config.training.batch_size / items
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm))
+
+    def _refuse(self, what: str, step: int, suspects: list[str]) -> None:
+        last = latest_checkpoint(self.checkpoints) if self.main else None
+        raise NonFiniteError(
+            f"{what} is not finite at step {step}, items {', '.join(suspects) or 'of another process, or all of them'}; the weights were "
+            f"not changed; last good checkpoint: {last.path if last else 'none'}. Lower training.learning_rate or check these items"
+        )
+
+    # ------------------------------------------------------------------ building and state
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    def _build(self) -> None:
+        config, device = self.config, self.accelerator.device
+        self.model = build_model(config)
+        if self._init_from is not None:
+            _copy_weights(self.model, self._init_from)
+        if config.model.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        self.model.to(device, memory_format=torch.channels_last)
+        self.ema = EMAModel(self.model.parameters(), decay=config.training.ema_decay)
+        self.ema.to(device)
+        training = config.training
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+        network = torch.compile(self.model) if training.compile else self.model
+        self.losses, self.optimizer = self.accelerator.prepare(_Losses(network, build_objective(config)), optimizer)
+        self.source = build_source(config, device=device)
+        self._validation_batch: SceneBatch | None = None
+
+    def _named(self) -> list[str]:
+        return [name for name, _ in self.model.named_parameters()]
+
+    def _save(self, tracking: Tracking | None) -> None:
+        if self.main:
+            optimizer, meta = optimizer_to_tensors(self.optimizer.state_dict())
+            scaler = self.accelerator.scaler
+            save_checkpoint(
+                self.checkpoints,
+                step=self.step,
+                tensors={
+                    "model": dict(self.model.state_dict()),
+                    "ema": dict(zip(self._named(), self.ema.shadow_params, strict=True)),
+                    "optimizer": optimizer,
+                },
+                state={
+                    "config": self.config.model_dump(mode="json"),
+                    "config_sha256": config_hash(self.config),
+                    "optimizer": meta,
+                    "ema_steps": self.ema.optimization_step,
+                    "best": self.best if math.isfinite(self.best) else None,
+                    "window": self._window,
+                    "scaler": scaler.state_dict() if scaler else None,
+                    "tracking": tracking.state if tracking else {},
+                    "versions": {"torch": torch.__version__, "numpy": np.__version__},
+                },
+                keep=self.config.logging.keep_checkpoints,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        self.ema.shadow_params = [
+            checkpoint.tensors["ema"][name].to(p.device) for name, p in zip(self._named(), self.model.parameters(), strict=True)
+        ]
+        self.ema.optimization_step = state["ema_steps"]
+        self.optimizer.load_state_dict(optimizer_from_tensors(checkpoint.tensors["optimizer"], state["optimizer"]))
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = checkpoint.step
+        self.best = -math.inf if state["best"] is None else state["best"]
+        self._window = dict(state["window"])
+
+    def _check_same_run(self, checkpoint: Checkpoint) -> None:
+        changed = changed_fields(checkpoint.state["config"], self.config.model_dump(mode="json"))
+        refused = {name: pair for name, pair in changed.items() if not name.startswith(MAY_CHANGE)}
+        if refused:
+            listing = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in refused.items())
+            raise InputError(
+                f"{self.out} holds a run with another configuration ({listing}); "
+                "set the fields back, choose another --out, or pass --restart to begin anew"
+            )
+
+    def _write_config(self) -> None:
+        if self.main:
+            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+            atomic_write_bytes(self.out / "config.yaml", text.encode())
+
+    def _start_tracking(self, checkpoint: Checkpoint | None) -> Tracking | None:
+        if not self.main:
+            return None
+        cadence = self.config.logging
+        return Tracking(
+            self.out,
+            trackers=cadence.trackers,
+            project=cadence.project,
+            config=self.config.model_dump(mode="json"),
+            step=self.step,
+            state=checkpoint.state["tracking"] if checkpoint else {},
+        )
+
+    # ------------------------------------------------------------------ validation
+
+    def _pipeline(self) -> SASPipeline:
+        """A pipeline with a copy of the weights to sample from (averaged ones unless the configuration says raw)."""
+        model = build_model(self.config).to(self.accelerator.device, memory_format=torch.channels_last)
+        model.load_state_dict(self.model.state_dict())
+        if self.config.training.sample_weights == "ema":
+            self.ema.copy_to(model.parameters())
+        model.eval()
+        pipe = build_pipeline(self.config, model, model_id=self.out.name)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _validate(self, tracking: Tracking | None) -> None:
+        """Score the weights on held-out scenes; keep them as DIR/pipeline if they are the best so far."""
+        if self.main:
+            cadence, sampling = self.config.logging, self.config.sampling
+            if self._validation_batch is None:
+                self._validation_batch = build_validation(self.config).batch(0, range(cadence.validation_scenes))
+            pipe = self._pipeline()
+            scores = validate(
+                pipe,
+                self._validation_batch,
+                members=cadence.validation_members or sampling.members,
+                steps=cadence.validation_steps or sampling.steps,
+            )
+            logger.info("step %d: %s", self.step, {name: round(value, 4) for name, value in scores.to_dict().items()})
+            picture = sample_grid(self._validation_batch, scores)
+            _save_picture(self.out / "samples" / f"step-{self.step:08d}.png", picture)
+            if tracking:
+                tracking.write(self.step, scores.to_dict())
+                tracking.write_picture(self.step, "samples", picture)
+            if scores.score > self.best or not (self.out / "pipeline" / "model_index.json").exists():
+                self.best = scores.score
+                if cadence.half_weights:
+                    pipe.model.to(torch.float16)
+                pipe.save_pretrained(self.out / "pipeline")
+        self.accelerator.wait_for_everyone()
+
+    # ------------------------------------------------------------------ small parts
+
+    def _learning_rate(self, step: int) -> float:
+        """Learning rate of a step: a pure function, so that there is no scheduler state to lose."""
+        return learning_rate(step, self.config.training)
+
+    def _gather_window(self, values: dict[str, float]) -> None:
+        for name, value in {**values, "steps": 1.0}.items():
+            self._window[name] = self._window.get(name, 0.0) + value
+
+    def _empty_window(self) -> dict[str, float]:
+        """Means since the last line of the log."""
+        count = self._window.pop("steps")
+        values = {name: total / count for name, total in self._window.items()}
+        self._window = {}
+        return values
+
+    def _should_stop(self, started: float) -> bool:
+        """True on all processes as soon as one of them was told to stop or ran out of time."""
+        late = self.max_minutes is not None and time.monotonic() - started > 60 * self.max_minutes
+        wish = torch.tensor(float(late or self._stop_signal is not None), device=self.accelerator.device)
+        return bool(sum_over_processes(self.accelerator, wish) > 0)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGTERM, SIGINT or SIGUSR1 finishes the step, saves and leaves; a second one ends at once."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._stop_signal is not None:
+                os._exit(128 + number)
+            self._stop_signal = number
+
+        handled = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+        try:
+            before: dict[int, Any] = {number: signal.signal(number, handle) for number in handled}
+        except ValueError:  # not in the main thread, as in a notebook's helper: signals are somebody else's
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def learning_rate(step: int, training: TrainingSettings) -> float:
+    """Warm-up, then constant, cosine to zero, or linear to zero."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    shape: dict[str, Callable[[float], float]] = {
+        "constant": lambda x: 1.0,
+        "linear": lambda x: 1 - x,
+        "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
+    }
+    return training.learning_rate * shape[training.schedule](min(done, 1.0))
+
+
+def sample_grid(batch: SceneBatch, scores: Validation, *, count: int = 8) -> np.ndarray:
+    """Pictures of a validation: each scene with its predicted layers, uint8 (H, W, 3)."""
+    pictures, captions = [], []
+    images = ((batch.image + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for b in range(min(count, len(batch))):
+        image = np.asarray(images[b].repeat(3, axis=0).repeat(3, axis=1))
+        drawn, colors = image, layer_colors(len(scores.predictions[b]))
+        for k, mask in enumerate(scores.predictions[b]):
+            factor = image.shape[0] // mask.shape[0]
+            large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+            drawn = tint(drawn, large, color=colors[k], alpha=0.3)
+            drawn = tint(drawn, outline(large), color=colors[k], alpha=1.0)
+        pictures += [image, drawn]
+        captions += [f"scene {b}", f"{len(scores.predictions[b])} of {int(batch.layer_counts[b])} layers"]
+    return image_grid(pictures, columns=4, captions=captions)
+
+
+def _split(positions: range, most: int | None) -> list[range]:
+    size = min(len(positions), most or len(positions))
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def _not_finite(losses: torch.Tensor, batch: SceneBatch, positions: range) -> list[str]:
+    """Names of the pictures of a micro-batch if a loss of it is not finite."""
+    if torch.isfinite(losses).all():
+        return []
+    bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    items_a_picture = (batch.layer_counts + 1).tolist()
+    owner = [b for b, count in enumerate(items_a_picture) for _ in range(count)]
+    if len(owner) != len(losses):
+        return list(batch.ids)
+    return sorted({f"{batch.ids[owner[m]]} (position {positions[owner[m]]})" for m in bad})
+
+
+def _copy_weights(model: nn.Module, weights: str | Path) -> None:
+    """Start from the network of a saved pipeline; InputError if its architecture differs."""
+    state = SASPipeline.from_pretrained(weights).model.state_dict()
+    own = model.state_dict()
+    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape] + [n for n in state if n not in own]
+    if wrong:
+        raise InputError(
+            f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with"
+        )
+    model.load_state_dict(state)
+
+
+def _save_picture(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)

@@ -1,0 +1,136 @@
+"""Quick scores of a network on a batch of scenes while it trains; the full evaluation is `sas.evaluation`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+
+from sas.diffusion import Sampler, in_range
+from sas.ensemble import consensus, void_members
+from sas.items import layer_items
+from sas.layerloop import LoopRules, LoopState, run_loop
+from sas.metrics import false_layers, layer_ious
+from sas.pipeline import SASPipeline
+from sas.scene import SceneBatch
+from sas.seeding import Keys, generator_for
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of one validation.
+
+    own, true: mean IoU of each layer with the model's own, and with the true cumulative masks (nan where no scene has the layer);
+    their difference is the exposure error. stop_accuracy: share of scenes whose step after the last layer is void and no step
+    before it is, with true cumulative masks. false_layers: extra layers a scene, with own cumulative masks.
+    predictions: bool (K, m, m) a scene, with own cumulative masks.
+    """
+
+    own: list[float]
+    true: list[float]
+    stop_accuracy: float
+    false_layers: float
+    predictions: list[np.ndarray]
+
+    @property
+    def score(self) -> float:
+        """The criterion for the best weights: mean IoU of the first three layers, own cumulative masks."""
+        known = [value for value in self.own[:3] if not np.isnan(value)]
+        return float(np.mean(known)) if known else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        rows: dict[str, float] = {"val/score": self.score, "val/stop_accuracy": self.stop_accuracy, "val/false_layers": self.false_layers}
+        for name, values in (("own", self.own), ("true", self.true)):
+            rows |= {f"val/iou_{name}_{k}": v for k, v in enumerate(values) if not np.isnan(v)}
+        return rows
+
+
+@torch.no_grad()
+def validate(pipe: SASPipeline, batch: SceneBatch, *, members: int, steps: int, seed: int = 0, rows: int = 64) -> Validation:
+    """Score the pipeline's network on a batch, with its own and with true cumulative masks."""
+    config, device = pipe.config, pipe.device
+    batch = batch.to(device)
+    sampler = Sampler(scheduler=pipe.scheduler, codec=pipe.codec, logits=config.logits, steps=steps, rows=rows)
+    features = pipe.model.encode(in_range(batch.image, config.image_range).to(pipe.model.dtype))
+    rules = LoopRules(
+        threshold=config.threshold,
+        void_area=config.void_area,
+        consensus=config.consensus,
+        merge_disjoint=config.merge_disjoint,
+        max_layers=config.max_layers,
+        shared=config.shared_cumulative,
+    )
+    predictions = _own(pipe, sampler, features, batch, rules, members, seed)
+    layers = batch.layers().cpu().numpy()
+    counts = batch.layer_counts.tolist()
+    own = [layer_ious(found, layers[b, : counts[b]]) for b, found in enumerate(predictions)]
+
+    items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
+    masks, void = _with_true_masks(pipe, sampler, features, items.cumulative, items.picture, items.layer, rules, members, seed)
+    picture, layer = items.picture.tolist(), items.layer.tolist()
+    true = [np.zeros(count) for count in counts]
+    stops = np.ones(len(batch), dtype=bool)
+    for m, (b, k) in enumerate(zip(picture, layer, strict=True)):
+        if k < counts[b]:
+            true[b][k] = layer_ious(masks[m : m + 1], layers[b, k : k + 1])[0]
+        stops[b] &= bool(void[m]) == (k == counts[b])
+    return Validation(
+        own=_by_layer(own),
+        true=_by_layer(true),
+        stop_accuracy=float(stops.mean()),
+        false_layers=float(np.mean([false_layers(p, layers[b, : counts[b]]) for b, p in enumerate(predictions)])),
+        predictions=predictions,
+    )
+
+
+def _own(
+    pipe: SASPipeline, sampler: Sampler, features: object, batch: SceneBatch, rules: LoopRules, members: int, seed: int
+) -> list[np.ndarray]:
+    """Layers found with the model's own cumulative masks: bool (K, m, m) a scene."""
+
+    def draw(state: LoopState, active: list[int]) -> torch.Tensor:
+        generators = [
+            generator_for(seed, batch.ids[state.image[row]], state.passes[row], member) for row in active for member in range(members)
+        ]
+        picture = torch.tensor([state.image[row] for row in active], device=state.cumulative.device).repeat_interleave(members)
+        cumulative = rearrange(state.cumulative[active], "b e 1 h w -> (b e) 1 h w")
+        soft = sampler(pipe.model, features, cumulative, generators, picture=picture)  # type: ignore[arg-type]
+        return rearrange(soft, "(b e) 1 h w -> b e 1 h w", e=members)
+
+    size = pipe.config.mask_size
+    start = LoopState.start(count=len(batch), ensemble_size=members, mask_size=size, device=pipe.device)
+    state = run_loop(start, draw, rules)
+    empty = torch.zeros(0, size, size, dtype=torch.bool)
+    return [(torch.stack([layer.mask for layer in found]).cpu() if found else empty).numpy() for found in state.layers]
+
+
+def _with_true_masks(
+    pipe: SASPipeline,
+    sampler: Sampler,
+    features: object,
+    cumulative: torch.Tensor,
+    picture: torch.Tensor,
+    layer: torch.Tensor,
+    rules: LoopRules,
+    members: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One pass for each item: consensus masks bool (M, m, m), and whether all members were void, bool (M,)."""
+    generators = [
+        generator_for(seed, int(b), int(k), member)
+        for b, k in zip(picture.tolist(), layer.tolist(), strict=True)
+        for member in range(members)
+    ]
+    repeated = repeat(cumulative, "m 1 h w -> (m e) 1 h w", e=members)
+    soft = sampler(pipe.model, features, repeated, generators, picture=picture.repeat_interleave(members))  # type: ignore[arg-type]
+    drawn = rearrange(soft, "(m e) 1 h w -> m e h w", e=members) > rules.threshold
+    void = void_members(drawn, void_area=rules.void_area)
+    return consensus(drawn, void, rule=rules.consensus).cpu().numpy(), void.all(dim=1).cpu().numpy()
+
+
+def _by_layer(scores: list[np.ndarray]) -> list[float]:
+    """Mean over the scenes that have each layer."""
+    deepest = max((len(s) for s in scores), default=0)
+    return [float(np.mean([s[k] for s in scores if len(s) > k])) for k in range(deepest)]
