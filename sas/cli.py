@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -98,7 +98,7 @@ class Train:
     """Check configuration and data, say what would be done, and stop."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show tracebacks."""
-    settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,22 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
         if not isinstance(error, ValueError | RuntimeError | OSError):
             words = f"{type(error).__name__}: {words} (--debug shows where)"
         print(f"{program or 'sas'}: {' '.join(words.split())}", file=sys.stderr)
-        return USAGE if isinstance(error, ConfigError | UsageError | ValidationError) or command in (Sample, Demo) else FAILED
+        return (
+            USAGE
+            if isinstance(error, ConfigError | UsageError | ValidationError) or command in (Sample, Demo)
+            else FAILED
+        )
 
 
 def _no_command(arguments: list[str], commands: dict[str, Any]) -> int:
     """`sas`, `sas --help`, and words that are no command."""
     asked = not arguments or arguments[0] in ("-h", "--help")
-    lines = ["usage: sas COMMAND ...", "", "Sequential amodal segmentation: images to ordered, complete object masks.", ""]
+    lines = [
+        "usage: sas COMMAND ...",
+        "",
+        "Sequential amodal segmentation: images to ordered, complete object masks.",
+        "",
+    ]
     lines += [f"  {name:10s} {command.__doc__.splitlines()[0]}" for name, command in commands.items()]
     lines += ["  --version  Print the version.", "", "`sas COMMAND --help` lists the options of a command."]
     if asked:
@@ -289,7 +298,9 @@ def _sample(options: Sample) -> int:
             print(f"{outcome.file}: {outcome.error}", file=sys.stderr)
             return
         count = len(outcome.result)
-        print(f"{outcome.file}: {count} layer{'' if count == 1 else 's'}, {len(outcome.result.instances)} instances -> {outcome.folder}")
+        print(
+            f"{outcome.file}: {count} layer{'' if count == 1 else 's'}, {len(outcome.result.instances)} instances -> {outcome.folder}"
+        )
 
     outcomes = sample_files(
         pipe,
@@ -365,7 +376,11 @@ def _dry_run(settings: Config, out: Path) -> int:
 
 def _flat(settings: Config) -> dict[str, Any]:
     """{"section.field": value} of a configuration."""
-    return {f"{section}.{field}": value for section, fields in settings.model_dump(mode="json").items() for field, value in fields.items()}
+    return {
+        f"{section}.{field}": value
+        for section, fields in settings.model_dump(mode="json").items()
+        for field, value in fields.items()
+    }
 
 
 def _evaluate(options: Evaluate) -> int:
@@ -407,8 +422,12 @@ def _compose(options: Compose) -> int:
     if options.format == "sas":
         count = write_sas_folders(options.out, scenes)
     else:
-        command = "sas compose " + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in vars(options).items() if n not in ("out", "debug"))
-        count = write_project(options.out, scenes, min_overlap=options.min_overlap, generator=command, seed=options.seed)
+        command = "sas compose " + " ".join(
+            f"--{n.replace('_', '-')} {v}" for n, v in vars(options).items() if n not in ("out", "debug")
+        )
+        count = write_project(
+            options.out, scenes, min_overlap=options.min_overlap, generator=command, seed=options.seed
+        )
     print(f"{count} scenes -> {options.out}")
     return 0
 

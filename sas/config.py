@@ -109,7 +109,9 @@ class ModelSettings(Settings):
     def _check(self) -> ModelSettings:
         wrong = [width for width in self.channels if width % self.norm_groups]
         if wrong:
-            raise ValueError(f"norm_groups must divide every width of channels, got {self.norm_groups} and {wrong[0]}: change one of them")
+            raise ValueError(
+                f"norm_groups must divide every width of channels, got {self.norm_groups} and {wrong[0]}: change one of them"
+            )
         return self
 
 
@@ -144,13 +146,21 @@ class DiffusionSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> DiffusionSettings:
         if self.loss_type == "bce_dice" and self.prediction_type != "sample":
-            raise ValueError(f'loss_type "bce_dice" needs prediction_type "sample", got {self.prediction_type!r}: set loss_type to "mse"')
+            raise ValueError(
+                f'loss_type "bce_dice" needs prediction_type "sample", got {self.prediction_type!r}: set loss_type to "mse"'
+            )
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
-            raise ValueError('zero_terminal_snr cannot go with prediction_type "epsilon", which is undefined on pure noise: use "sample" or "v_prediction"')
+            raise ValueError(
+                'zero_terminal_snr cannot go with prediction_type "epsilon", which is undefined on pure noise: use "sample" or "v_prediction"'
+            )
         if self.learned_variance and self.loss_type == "bce_dice":
-            raise ValueError('learned_variance needs loss_type "mse", got "bce_dice": set loss_type to "mse" or learned_variance to false')
+            raise ValueError(
+                'learned_variance needs loss_type "mse", got "bce_dice": set loss_type to "mse" or learned_variance to false'
+            )
         if self.zero_terminal_snr and self.learned_variance:
-            raise ValueError("zero_terminal_snr cannot go with learned_variance, whose bound is infinite on pure noise: switch one of them off")
+            raise ValueError(
+                "zero_terminal_snr cannot go with learned_variance, whose bound is infinite on pure noise: switch one of them off"
+            )
         return self
 
 
@@ -198,8 +208,8 @@ class TrainingSettings(Settings):
     """Learning rate after the warm-up."""
     warmup_steps: int = Field(100, ge=0)
     """Steps of linear warm-up."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients are clipped to this norm; null: never."""
     ema_decay: float = Field(0.999, gt=0, lt=1)
     """Decay of the exponential moving average of the weights."""
     sample_weights: Literal["ema", "raw"] = "ema"
@@ -273,9 +283,13 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         except OSError as error:
             raise ConfigError(f"configuration {path} cannot be read ({error.strerror}): check the path") from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"configuration {path} is not valid YAML ({' '.join(str(error).split())}): fix the file") from error
+            raise ConfigError(
+                f"configuration {path} is not valid YAML ({' '.join(str(error).split())}): fix the file"
+            ) from error
         if not isinstance(values, dict):
-            raise ConfigError(f"configuration {path} must hold sections such as `training:`, got {type(values).__name__}: see configs/ for examples")
+            raise ConfigError(
+                f"configuration {path} must hold sections such as `training:`, got {type(values).__name__}: see configs/ for examples"
+            )
     for name, value in (overrides or {}).items():
         section, _, field = name.partition(".")
         if not field or not isinstance(values.setdefault(section, {}), dict):

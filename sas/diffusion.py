@@ -158,7 +158,11 @@ class DiffusionObjective:
         true_mean = weight_0 * x_0 + weight_t * x_t
         model_mean = weight_0 * predicted + weight_t * x_t
         divergence = 0.5 * (
-            model_log - posterior_log - 1 + (posterior_log - model_log).exp() + (true_mean - model_mean) ** 2 * (-model_log).exp()
+            model_log
+            - posterior_log
+            - 1
+            + (posterior_log - model_log).exp()
+            + (true_mean - model_mean) ** 2 * (-model_log).exp()
         )
         likelihood = -_discretized_log_likelihood(x_0, model_mean, 0.5 * model_log)
         terms = torch.where(timestep[:, None, None, None] > 0, divergence, likelihood)
@@ -252,7 +256,9 @@ class Sampler:
             scaled = scheduler.scale_model_input(x_t, t)
             time = t.expand(len(x_t)).to(cumulative.device)
             output = model(scaled.to(dtype), time, seen.to(dtype), features).float()
-            x_t = scheduler.step(self._for_scheduler(output, scheduler), t, x_t, **self._noise(scheduler, generators))[0]
+            x_t = scheduler.step(self._for_scheduler(output, scheduler), t, x_t, **self._noise(scheduler, generators))[
+                0
+            ]
             if self.on_step is not None:
                 x_t = self.on_step(index, t, x_t)
         return self.codec.decode(x_t)
@@ -260,7 +266,10 @@ class Sampler:
     def _for_scheduler(self, output: torch.Tensor, scheduler: Any) -> torch.Tensor:
         """The network's output as the scheduler wants it: logits decoded, the variance channel only for DDPM."""
         mask = self.codec.encode(output[:, :1].sigmoid()) if self.logits else output[:, :1]
-        takes_variance = type(scheduler).__name__ == "DDPMScheduler" and scheduler.variance_type in ("learned", "learned_range")
+        takes_variance = type(scheduler).__name__ == "DDPMScheduler" and scheduler.variance_type in (
+            "learned",
+            "learned_range",
+        )
         return torch.cat([mask, output[:, 1:2]], dim=1) if takes_variance else mask
 
     @staticmethod

@@ -22,7 +22,9 @@ def check_launch(environment: Mapping[str, str] | None = None) -> None:
     `accelerate launch --cpu --num_processes 2` names a master address and then starts a single process without a rank.
     """
     environment = os.environ if environment is None else environment
-    if "MASTER_ADDR" in environment and not {"RANK", "WORLD_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_RANK"} & set(environment):
+    if "MASTER_ADDR" in environment and not {"RANK", "WORLD_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_RANK"} & set(
+        environment
+    ):
         raise LaunchError(
             "several processes were asked for, but one was started (accelerate launch does this on the CPU): "
             "start them with `torchrun --nproc_per_node 2 train.py ...`, or ask for one"

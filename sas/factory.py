@@ -189,5 +189,9 @@ def build_validation(config: Config) -> SceneSource:
             image_size=data.image_size,
             mask_size=data.mask_size,
         )
-    smaller = data.model_copy(update={"classes": max(8, data.classes // 4), "background_count": max(8, data.background_count // 4)})
-    return build_composer(smaller, seed=VALIDATION_SEED + config.training.seed, atlas_seed=VALIDATION_SEED + config.training.seed)
+    smaller = data.model_copy(
+        update={"classes": max(8, data.classes // 4), "background_count": max(8, data.background_count // 4)}
+    )
+    return build_composer(
+        smaller, seed=VALIDATION_SEED + config.training.seed, atlas_seed=VALIDATION_SEED + config.training.seed
+    )

@@ -97,9 +97,14 @@ class Geometry:
     def masks_to_model(self, masks: np.ndarray) -> np.ndarray:
         """Full-size masks on the mask grid by area > 0.5: bool (N, height, width) -> bool (N, mask_size, mask_size)."""
         if masks.shape[-2:] != (self.height, self.width):
-            raise ValueError(f"masks must end in ({self.height}, {self.width}), got {masks.shape}: use the image's own frame")
+            raise ValueError(
+                f"masks must end in ({self.height}, {self.width}), got {masks.shape}: use the image's own frame"
+            )
         ratio = self.mask_size / self.size
-        box = [round(v * ratio) for v in (self.left, self.top, self.left + self.scaled_width, self.top + self.scaled_height)]
+        box = [
+            round(v * ratio)
+            for v in (self.left, self.top, self.left + self.scaled_width, self.top + self.scaled_height)
+        ]
         left, top, right, bottom = box[0], box[1], max(box[2], box[0] + 1), max(box[3], box[1] + 1)
         result = np.zeros((len(masks), self.mask_size, self.mask_size), dtype=bool)
         for i, mask in enumerate(masks):

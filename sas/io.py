@@ -46,7 +46,9 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> lis
         pictures = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
         if not pictures:
             endings = " ".join(IMAGE_SUFFIXES)
-            raise InputError(f"folder {path} holds no image ({endings}); name another folder{'' if recursive else ', or search below it with --recursive'}")
+            raise InputError(
+                f"folder {path} holds no image ({endings}); name another folder{'' if recursive else ', or search below it with --recursive'}"
+            )
         found += pictures
     return found
 
@@ -66,7 +68,9 @@ def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, 
         return _from_tensor(source, name)
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
-    raise InputError(f"{name} must be a path, PIL image, NumPy array or torch tensor, got {type(source).__name__}; convert it to one of these")
+    raise InputError(
+        f"{name} must be a path, PIL image, NumPy array or torch tensor, got {type(source).__name__}; convert it to one of these"
+    )
 
 
 def _read_file(path: Path, name: str) -> np.ndarray:
@@ -84,7 +88,9 @@ def _read_file(path: Path, name: str) -> np.ndarray:
         raise InputError(f"{name} {path} does not exist; check the path") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = Image.MAX_IMAGE_PIXELS
-        raise InputError(f"{name} {path} has more than the {limit} pixels allowed ({error}); scale it down first") from error
+        raise InputError(
+            f"{name} {path} has more than the {limit} pixels allowed ({error}); scale it down first"
+        ) from error
     except Image.UnidentifiedImageError as error:
         what = "is empty" if path.stat().st_size == 0 else "is not a PNG, JPEG, WebP, BMP or TIFF image"
         raise InputError(f"{name} {path} {what}; convert it to PNG or JPEG") from error
@@ -92,7 +98,9 @@ def _read_file(path: Path, name: str) -> np.ndarray:
         raise InputError(f"{name} {path} may not be read (permission denied); change its permissions") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise InputError(f"{name} {path} cannot be read, it is damaged or cut off ({reason}); get the file again") from error
+        raise InputError(
+            f"{name} {path} cannot be read, it is damaged or cut off ({reason}); get the file again"
+        ) from error
 
 
 def _from_pil(picture: Image.Image, name: str) -> np.ndarray:
@@ -117,7 +125,9 @@ def _from_pil(picture: Image.Image, name: str) -> np.ndarray:
 
 def _from_tensor(tensor: torch.Tensor, name: str) -> np.ndarray:
     if tensor.ndim == 4:
-        raise InputError(f"{name} must be one image (3, H, W), got a batch of shape {tuple(tensor.shape)}; pass a list, for example list(batch)")
+        raise InputError(
+            f"{name} must be one image (3, H, W), got a batch of shape {tuple(tensor.shape)}; pass a list, for example list(batch)"
+        )
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
         looks = tensor.ndim == 3 and tensor.shape[-1] in (1, 3, 4)
         cure = "permute it with .permute(2, 0, 1)" if looks else "reshape it"
@@ -129,7 +139,9 @@ def _from_tensor(tensor: torch.Tensor, name: str) -> np.ndarray:
 
 def _from_array(array: np.ndarray, name: str, *, layout: bool = True) -> np.ndarray:
     if layout and array.ndim == 4:
-        raise InputError(f"{name} must be one image (H, W, 3), got a batch of shape {array.shape}; pass a list, for example list(batch)")
+        raise InputError(
+            f"{name} must be one image (H, W, 3), got a batch of shape {array.shape}; pass a list, for example list(batch)"
+        )
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
@@ -137,7 +149,9 @@ def _from_array(array: np.ndarray, name: str, *, layout: bool = True) -> np.ndar
         cure = "transpose it with .transpose(1, 2, 0)" if looks else "reshape it"
         raise InputError(f"{name} as an array must have shape (H, W, 3), got {array.shape}; {cure}")
     if 0 in array.shape:
-        raise InputError(f"{name} must have at least one pixel, got shape {array.shape}; pass a picture that is not empty")
+        raise InputError(
+            f"{name} must have at least one pixel, got shape {array.shape}; pass a picture that is not empty"
+        )
     if array.dtype == np.uint8:
         values = array
     elif array.dtype == np.uint16:
@@ -145,7 +159,9 @@ def _from_array(array: np.ndarray, name: str, *, layout: bool = True) -> np.ndar
     elif np.issubdtype(array.dtype, np.floating):
         values = _to_bytes(_unit_floats(array, name))
     else:
-        raise InputError(f"{name} must be uint8, uint16 or float in [0, 1], got {array.dtype}; convert it, for example (x * 255).astype('uint8')")
+        raise InputError(
+            f"{name} must be uint8, uint16 or float in [0, 1], got {array.dtype}; convert it, for example (x * 255).astype('uint8')"
+        )
     if values.shape[-1] == 1:
         return _grey(values[..., 0])
     if values.shape[-1] == 4:
@@ -158,7 +174,9 @@ def _unit_floats(values: np.ndarray, name: str) -> np.ndarray:
         raise InputError(f"{name} must hold finite numbers, got NaN or infinity; replace them first")
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 1:
-        raise InputError(f"{name} as floats must lie in [0, 1], got {low:g}..{high:g}; rescale it, for example x / 255 or (x + 1) / 2")
+        raise InputError(
+            f"{name} as floats must lie in [0, 1], got {low:g}..{high:g}; rescale it, for example x / 255 or (x + 1) / 2"
+        )
     return values
 
 
@@ -215,15 +233,21 @@ def rle_encode(mask: np.ndarray) -> dict[str, Any]:
 def rle_decode(rle: Mapping[str, Any], *, name: str = "segmentation") -> np.ndarray:
     """bool (H, W) from compressed COCO RLE; InputError if it does not fill its size."""
     size, counts = (rle.get("size"), rle.get("counts")) if isinstance(rle, Mapping) else (None, None)
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)) or not isinstance(counts, str):
-        raise InputError(f'{name} must be COCO RLE {{"size": [H, W], "counts": text}}, got {str(rle)[:60]}; encode it with pycocotools')
+    if not (
+        isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
+    ) or not isinstance(counts, str):
+        raise InputError(
+            f'{name} must be COCO RLE {{"size": [H, W], "counts": text}}, got {str(rle)[:60]}; encode it with pycocotools'
+        )
     try:
         # The decoder writes as many pixels as the counts say, so a wrong sum must be caught before it.
         covered = _rle_length(counts)
     except (ValueError, IndexError) as error:
         raise InputError(f"{name} has counts that are no RLE; encode it with pycocotools") from error
     if covered != size[0] * size[1]:
-        raise InputError(f"{name} must cover {size[0]}x{size[1]} = {size[0] * size[1]} pixels, got runs over {covered}; encode it with its image's size")
+        raise InputError(
+            f"{name} must cover {size[0]}x{size[1]} = {size[0] * size[1]} pixels, got runs over {covered}; encode it with its image's size"
+        )
     return coco_mask.decode({"size": list(size), "counts": counts.encode("ascii")}).astype(bool)
 
 
@@ -266,7 +290,9 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; check the path") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); write it again") from error
+        raise InputError(
+            f"{path} is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); write it again"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); check the file") from error
 

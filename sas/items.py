@@ -94,7 +94,12 @@ def _union(masks: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def _corrupted(
-    masks: torch.Tensor, in_front: torch.Tensor, corruption: Corruption, keys: Keys, picture: torch.Tensor, slot: torch.Tensor
+    masks: torch.Tensor,
+    in_front: torch.Tensor,
+    corruption: Corruption,
+    keys: Keys,
+    picture: torch.Tensor,
+    slot: torch.Tensor,
 ) -> torch.Tensor:
     """Cumulative masks with objects dropped and outlines moved; every random number is keyed by picture and slot."""
     device, (height, width), objects = masks.device, masks.shape[-2:], masks.shape[1]

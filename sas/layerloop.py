@@ -67,9 +67,7 @@ class LoopState:
     image: tuple[int, ...]
 
     @classmethod
-    def start(
-        cls, *, count: int, ensemble_size: int, mask_size: int, device: torch.device | str = "cpu"
-    ) -> LoopState:
+    def start(cls, *, count: int, ensemble_size: int, mask_size: int, device: torch.device | str = "cpu") -> LoopState:
         """Nothing found yet: one state for each of `count` images."""
         return cls(
             cumulative=torch.zeros(count, ensemble_size, 1, mask_size, mask_size, dtype=torch.bool, device=device),
@@ -104,7 +102,9 @@ def next_layer(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:
     spread = marginal_uncertainty(probabilities) if rules.marginal else uncertainty(members)
 
     for at, row in enumerate(rows):
-        found = AcceptedLayer(mask=masks[at], members=members[at], probability=probabilities[at], uncertainty=spread[at])
+        found = AcceptedLayer(
+            mask=masks[at], members=members[at], probability=probabilities[at], uncertainty=spread[at]
+        )
         state = _judge(state, row, found, void[at], rules)
     return state
 
@@ -128,7 +128,11 @@ def _judge(state: LoopState, row: int, found: AcceptedLayer, void: torch.Tensor,
     )
     if bool(void.all()):
         return replace(state, stop=_put(state.stop, row, "empty"))
-    taken = repeat(found.mask, "h w -> e 1 h w", e=len(before)) if rules.shared else rearrange(found.members, "e h w -> e 1 h w")
+    taken = (
+        repeat(found.mask, "h w -> e 1 h w", e=len(before))
+        if rules.shared
+        else rearrange(found.members, "e h w -> e 1 h w")
+    )
     if not bool((taken & ~before).any()):
         return replace(state, stop=_put(state.stop, row, "no_progress"))
     merges = rules.merge_disjoint and layers and not bool((layers[-1].mask & found.mask).any())

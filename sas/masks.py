@@ -38,19 +38,25 @@ def check_shape(array: np.ndarray | torch.Tensor, pattern: str, *, name: str, **
 def check_mask(mask: np.ndarray | torch.Tensor, *, name: str, ndim: int | None = None) -> None:
     """ValueError unless `mask` is bool (and of `ndim` axes): a float mask has no agreed range, so none is guessed."""
     if mask.dtype not in (np.bool_, torch.bool):
-        raise ValueError(f"{name} must be a bool mask, got {mask.dtype}: threshold it first, for example `{name} > 0.5`")
+        raise ValueError(
+            f"{name} must be a bool mask, got {mask.dtype}: threshold it first, for example `{name} > 0.5`"
+        )
     if ndim is not None and mask.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} axes, got shape {tuple(mask.shape)}: add or remove axes")
 
 
 def area(masks: Array) -> Array:
     """Number of pixels of each mask: (..., H, W) bool -> (...) int64."""
+    if isinstance(masks, torch.Tensor):
+        return masks.sum(dim=(-2, -1))
     return masks.sum(axis=(-2, -1))
 
 
 def union(masks: Array) -> Array:
     """Union over the axis before the image axes: (..., N, H, W) bool -> (..., H, W) bool; empty for N = 0."""
-    return masks.any(axis=-3)
+    if isinstance(masks, torch.Tensor):
+        return masks.any(dim=-3)
+    return np.any(masks, axis=-3)
 
 
 def cumulative(layer_masks: Array) -> Array:
@@ -59,18 +65,10 @@ def cumulative(layer_masks: Array) -> Array:
     Entry k is the union of the layers before k (SAS, section 3): entry 0 is empty, entry K is the union of all.
     """
     check_mask(layer_masks, name="layer_masks")
-    running = layer_masks.cumsum(axis=-3) > 0
-    first = running[..., :1, :, :] if layer_masks.shape[-3] else _no_rows_as_one(layer_masks)
+    empty = (*layer_masks.shape[:-3], 1, *layer_masks.shape[-2:])
     if isinstance(layer_masks, torch.Tensor):
-        return torch.cat([torch.zeros_like(first), running], dim=-3)
-    return np.concatenate([np.zeros_like(first), running], axis=-3)
-
-
-def _no_rows_as_one(masks: Array) -> Array:
-    shape = (*masks.shape[:-3], 1, *masks.shape[-2:])
-    if isinstance(masks, torch.Tensor):
-        return torch.zeros(shape, dtype=torch.bool, device=masks.device)
-    return np.zeros(shape, dtype=bool)
+        return torch.cat([layer_masks.new_zeros(empty), layer_masks.cumsum(dim=-3) > 0], dim=-3)
+    return np.concatenate([np.zeros(empty, dtype=bool), layer_masks.cumsum(axis=-3) > 0], axis=-3)
 
 
 def visible(amodal_masks: Array, order_matrix: Array) -> Array:
@@ -123,7 +121,7 @@ def layer_masks(amodal_masks: Array, layer_index: Array, *, count: int | None = 
     else:
         result = np.zeros((total, height, width), dtype=bool)
     for layer in range(total):
-        result[layer] = amodal_masks[layer_index == layer].any(axis=0)
+        result[layer] = union(amodal_masks[layer_index == layer])
     return result
 
 
@@ -138,4 +136,4 @@ def reduce_by_area(masks: Array, factor: int) -> Array:
     if factor == 1:
         return masks
     cells = rearrange(masks, "... (h fh) (w fw) -> ... h w fh fw", fh=factor, fw=factor)
-    return cells.sum(axis=(-2, -1)) * 2 > factor * factor
+    return area(cells) * 2 > factor * factor

@@ -1,8 +1,9 @@
 """Scores of predictions against ground truth: pure functions of NumPy arrays, one image a call.
 
-Masks are bool (H, W), with a leading axis K or L for layers, P for predicted and N for true instances; probabilities are floats in
-[0, 1]. Every function states what a missing and an extra prediction cost. A score that is not defined (no positives, no occluded
-instance, no images) is nan, never 0 or 1, so that a mean over images has to leave it out knowingly (`np.nanmean`).
+Masks are bool (H, W), with a leading axis K or L for layers, P for predicted and N for true instances; probabilities
+are floats in [0, 1]. Every function states what a missing and an extra prediction cost. A score that is not defined (no
+positives, no occluded instance, no images) is nan, never 0 or 1, so that a mean over images has to leave it out
+knowingly (`np.nanmean`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _EXACT_FLOAT32 = 2**24  # whole numbers up to here are exact in float32, so a fa
 _BOOTSTRAP_BLOCK = 2**22  # indices drawn at once: 32 MiB
 
 
-# ---------------------------------------------------------------------------------------------------------------- layers
+# --------------------------------------------------------------------------------------------------------------- layers
 
 
 def iou(prediction: np.ndarray, target: np.ndarray) -> float:
@@ -59,7 +60,7 @@ def layer_count_error(predicted: int, true: int) -> int:
     """|predicted - true| number of layers: a missing and an extra layer cost 1 each."""
     for name, count in (("predicted", predicted), ("true", true)):
         if count < 0:
-            raise ValueError(f"{name} must be a number of layers, 0 or more, got {count}: pass the length of the layers")
+            raise ValueError(f"{name} must be a number of layers, 0 or more, got {count}: count the layers")
     return abs(int(predicted) - int(true))
 
 
@@ -94,10 +95,10 @@ def foreground_iou(predicted_layers: np.ndarray, true_layers: np.ndarray) -> flo
     Missing and extra masks count by their pixels alone; two empty unions give 1.
     """
     _check_masks(3, predicted_layers=predicted_layers, true_layers=true_layers)
-    return iou(predicted_layers.any(axis=0), true_layers.any(axis=0))
+    return iou(np.asarray(predicted_layers.any(axis=0)), np.asarray(true_layers.any(axis=0)))
 
 
-# ------------------------------------------------------------------------------------------------------------- instances
+# ------------------------------------------------------------------------------------------------------------ instances
 
 
 def match_instances(predicted: np.ndarray, true: np.ndarray) -> list[tuple[int, int, float]]:
@@ -127,12 +128,13 @@ def instance_ious(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
 def occlusion_rate(amodal: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Hidden share of each instance, |A minus V| / |A|: bool (N, H, W) twice -> float64 (N,) in [0, 1].
 
-    Equal to 1 - |V| / |A| where V lies in A, and unharmed by visible pixels that an annotator drew outside A. An instance
-    without a pixel has rate nan.
+    Equal to 1 - |V| / |A| where V lies in A, and unharmed by visible pixels that an annotator drew outside A. An
+    instance without a pixel has rate nan.
     """
     _check_same_masks(amodal=amodal, visible=visible)
     full, hidden = _areas(amodal), _areas(amodal & ~visible)
-    return np.divide(hidden, full, out=np.full(len(full), np.nan), where=full > 0)
+    rate = np.full(len(full), np.nan)
+    return np.asarray(np.divide(hidden, full, out=rate, where=full > 0))
 
 
 def invisible_ious(
@@ -146,6 +148,7 @@ def invisible_ious(
     """
     if not 0 <= occluded_above < 1:
         raise ValueError(f"occluded_above must be a share in [0, 1), got {occluded_above}: pass 0.01 for one percent")
+    _check_invisible(predicted, true_amodal, true_visible)
     rate = occlusion_rate(true_amodal, true_visible)
     shared, joined = _invisible_areas(predicted, true_amodal, true_visible)
     scores = np.full(len(rate), np.nan)
@@ -158,10 +161,10 @@ def invisible_counts(predicted: np.ndarray, true_amodal: np.ndarray, true_visibl
     """Pixels (intersection, union) of the hidden parts, summed over all instances of the image (ASBU, SDAmodal).
 
     Arguments and matching as in `invisible_ious`. Both counts leave out the instance's own visible pixels (modal = 0).
-    An unmatched instance adds |A minus V| to the union; of an unoccluded one, what the prediction adds outside V counts.
-    Pool by sum of intersections over sum of unions.
+    An unmatched instance adds |A minus V| to the union; of an unoccluded one, what the prediction adds outside V
+    counts. Pool by sum of intersections over sum of unions.
     """
-    _check_same_masks(true_amodal=true_amodal, true_visible=true_visible)
+    _check_invisible(predicted, true_amodal, true_visible)
     shared, joined = _invisible_areas(predicted, true_amodal, true_visible)
     return int(shared.sum()), int(joined.sum())
 
@@ -178,7 +181,7 @@ def bin_names() -> tuple[str, ...]:
     return tuple(f"({low:g}, {high:g}]" if high else "0" for low, high in OCCLUSION_BINS)
 
 
-# ----------------------------------------------------------------------------------------------------------------- order
+# ---------------------------------------------------------------------------------------------------------------- order
 
 
 def pair_order_accuracy(
@@ -187,10 +190,11 @@ def pair_order_accuracy(
     """(correct, total) over the true pairs "i occludes j": does the match of i lie in front of the match of j?
 
     predicted: bool (P, H, W). predicted_depth: int (P,), layer_index of each, 0 in front. true_amodal: bool (N, H, W).
-    true_order: bool (N, N), [i, j] True iff i occludes j; mutual pairs are left out. A pair is correct iff both ends are
-    matched (`match_instances`) and the depth of i's match is smaller. A pair with an unmatched end, or with equal depths, is
-    wrong. Extra predictions, and an order predicted where there is none, cost nothing.
+    true_order: bool (N, N), [i, j] True iff i occludes j; mutual pairs are left out. A pair is correct iff both ends
+    are matched (`match_instances`) and the depth of i's match is smaller. A pair with an unmatched end, or with equal
+    depths, is wrong. Extra predictions, and an order predicted where there is none, cost nothing.
     """
+    _check_masks(3, predicted=predicted, true_amodal=true_amodal)
     _check_order(true_order, name="true_order", count=len(true_amodal))
     if predicted_depth.shape != (len(predicted),) or not np.issubdtype(predicted_depth.dtype, np.integer):
         raise ValueError(
@@ -208,9 +212,9 @@ def pair_order_accuracy(
 def deocclusion_relation(visible: np.ndarray, amodal: np.ndarray) -> np.ndarray:
     """Order read off the masks: bool (N, H, W) twice -> int64 (N, N), +1 i in front of j, -1 behind, 0 no relation.
 
-    Only pairs whose visible masks border (one dilated by a pixel in the 4-neighbourhood meets the other) are related. For
-    i < j: +1 if |V_i and A_j| >= |V_j and A_i|, else -1, and 0 if both are 0; [j, i] is the negative. (deocclusion, Zhan et al.
-    2020, whose code gives a tie to the smaller index.)
+    Only pairs whose visible masks border (one dilated by a pixel in the 4-neighbourhood meets the other) are related.
+    For i < j: +1 if |V_i and A_j| >= |V_j and A_i|, else -1, and 0 if both are 0; [j, i] is the negative. (deocclusion,
+    Zhan et al. 2020, whose code gives a tie to the smaller index.)
     """
     _check_same_masks(visible=visible, amodal=amodal)
     bordering = _overlap_areas(_dilated(visible), visible) > 0
@@ -226,22 +230,22 @@ def deocclusion_pair_accuracy(
 ) -> tuple[int, int]:
     """(correct, total) over the related pairs; acc_occpair is sum of correct over sum of total (deocclusion).
 
-    predicted_relation: int (N, N) of +1, -1 and 0 with [j, i] = -[i, j], in the order of the true instances. visible, amodal:
-    bool (N, H, W), the truth (see `deocclusion_relation`). Each pair counts once. A predicted 0 on a related pair is
-    wrong; a relation predicted where there is none costs nothing.
+    predicted_relation: int (N, N) of +1, -1 and 0 with [j, i] = -[i, j], in the order of the true instances.
+    visible, amodal: bool (N, H, W), the truth (see `deocclusion_relation`). Each pair counts once. A predicted 0 on a
+    related pair is wrong; a relation predicted where there is none costs nothing.
     """
     count = len(visible)
     if predicted_relation.shape != (count, count) or not np.isin(predicted_relation, (-1, 0, 1)).all():
         raise ValueError(
-            f"predicted_relation must be a ({count}, {count}) matrix of -1, 0 and 1, got shape {predicted_relation.shape} "
+            f"predicted_relation must be a ({count}, {count}) matrix of -1, 0 and 1, got {predicted_relation.shape} "
             f"with values {np.unique(predicted_relation)[:5].tolist()}: pass one row and column for each true instance"
         )
     relation = predicted_relation.astype(np.int64)
     if (relation != -relation.T).any():
         i, j = np.argwhere(relation != -relation.T)[0].tolist()
         raise ValueError(
-            f"predicted_relation must have [j, i] = -[i, j], got {relation[i, j]} at ({i}, {j}) and {relation[j, i]} at "
-            f"({j}, {i}): from an order matrix use order.astype(int) - order.T.astype(int)"
+            f"predicted_relation must have [j, i] = -[i, j], got {relation[i, j]} at ({i}, {j}) and "
+            f"{relation[j, i]} at ({j}, {i}): from an order matrix use order.astype(int) - order.T.astype(int)"
         )
     truth = np.triu(deocclusion_relation(visible, amodal))
     return int(((relation == truth) & (truth != 0)).sum()), int((truth != 0).sum())
@@ -250,9 +254,9 @@ def deocclusion_pair_accuracy(
 def order_precision_recall_f1(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float, float]:
     """(precision, recall, F1) of the directed edges of one image, each in [0, 1] (InstaOrder; average over images).
 
-    predicted, true: bool (N, N), [i, j] True iff i occludes j, both directions possible, False on the diagonal. A missing edge
-    lowers recall, an extra one precision. A ratio of 0 over 0 is 1 (zero_division = 1): no edge predicted gives precision 1, none
-    true recall 1, neither F1 1.
+    predicted, true: bool (N, N), [i, j] True iff i occludes j, both directions possible, False on the diagonal. A
+    missing edge lowers recall, an extra one precision. A ratio of 0 over 0 is 1 (zero_division = 1): no edge predicted
+    gives precision 1, none true recall 1, neither F1 1.
     """
     _check_order(true, name="true", count=len(true))
     _check_order(predicted, name="predicted", count=len(true))
@@ -263,7 +267,7 @@ def order_precision_recall_f1(predicted: np.ndarray, true: np.ndarray) -> tuple[
     return precision, recall, f1
 
 
-# ------------------------------------------------------------------------------------------------------------- intervals
+# ------------------------------------------------------------------------------------------------------------ intervals
 
 
 def bootstrap_interval(
@@ -271,7 +275,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean over images (Efron and Tibshirani 1993, ch. 13).
 
-    values: float (n,), one an image; nan is left out before resampling. Without any value (nan, nan). `level` in (0, 1).
+    values: float (n,), one an image; nan is left out before resampling. Without any value (nan, nan). `level` lies
+    in (0, 1).
     """
     return ratio_bootstrap_interval(values, np.ones(len(values)), seed=seed, resamples=resamples, level=level)
 
@@ -281,8 +286,9 @@ def ratio_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a pooled value, sum of numerators over sum of denominators.
 
-    numerators, denominators: numbers (n,), one an image (say pixels of intersection and union); images are drawn with both.
-    Images with a nan are left out; resamples whose denominators sum to 0 too. Where nothing is left: (nan, nan).
+    numerators, denominators: numbers (n,), one an image (say pixels of intersection and union); an image is drawn
+    with both. Images with a nan are left out, and so are resamples whose denominators sum to 0; if nothing is left the
+    interval is (nan, nan).
     """
     if numerators.ndim != 1 or denominators.shape != numerators.shape:
         raise ValueError(
@@ -305,7 +311,8 @@ def ratio_bootstrap_interval(
     rows = max(1, _BOOTSTRAP_BLOCK // count)
     for start in range(0, resamples, rows):
         drawn = generator.integers(count, size=(min(rows, resamples - start), count))
-        sums[0, start : start + rows], sums[1, start : start + rows] = above[drawn].sum(axis=1), below[drawn].sum(axis=1)
+        sums[0, start : start + rows] = above[drawn].sum(axis=1)
+        sums[1, start : start + rows] = below[drawn].sum(axis=1)
     defined = sums[:, sums[1] > 0]
     if not defined.size:
         return float("nan"), float("nan")
@@ -313,7 +320,7 @@ def ratio_bootstrap_interval(
     return float(low), float(high)
 
 
-# ----------------------------------------------------------------------------------------------------------- uncertainty
+# ---------------------------------------------------------------------------------------------------------- uncertainty
 
 
 def brier_score(probability: np.ndarray, target: np.ndarray) -> float:
@@ -349,8 +356,8 @@ def reliability_curve(
 def expected_calibration_error(probability: np.ndarray, target: np.ndarray, *, bins: int = 15) -> float:
     """Mean over pixels of |mean probability - share of positives| of the pixel's bin (Guo et al. 2017, eq. 3).
 
-    Arguments and bins as in `reliability_curve`. In [0, 1]; nan without pixels. The probability is that of the object, so 0 and 1 are
-    both certain.
+    Arguments and bins as in `reliability_curve`. In [0, 1]; nan without pixels. The probability is that of the object,
+    so 0 and 1 are both certain.
     """
     confidence, frequency, count = reliability_curve(probability, target, bins=bins)
     filled = count > 0
@@ -363,8 +370,8 @@ def generalized_energy_distance(samples: np.ndarray, truths: np.ndarray) -> floa
     """GED^2 between drawn and true masks, with d = 1 - IoU and d = 0 for two empty masks (Kohl et al. 2018, eq. 3).
 
     (2 / nm) sum d(s_i, y_j) - (1 / n^2) sum d(s_i, s_i') - (1 / m^2) sum d(y_j, y_j'), i = i' and j = j' included.
-    samples: bool (n, H, W), truths: bool (m, H, W), n and m at least 1; 0 is best, below 2. With one truth it rewards samples that
-    agree: use scenes with several.
+    samples: bool (n, H, W), truths: bool (m, H, W), n and m at least 1. In [0, 2], 0 for the same masks in the same
+    proportions. With a single truth it is smallest for samples that all equal it: use scenes with several truths.
     """
     _check_masks(3, samples=samples, truths=truths)
     for name, masks in (("samples", samples), ("truths", truths)):
@@ -379,8 +386,8 @@ def generalized_energy_distance(samples: np.ndarray, truths: np.ndarray) -> floa
 def error_detection_auroc(uncertainty: np.ndarray, error: np.ndarray) -> float:
     """Chance that a wrong pixel is more uncertain than a right one, ties counting half (Mann-Whitney): float in [0, 1].
 
-    uncertainty: finite float (...), larger = less certain. error: bool (...), True where the prediction is wrong. nan if all
-    pixels are right or all are wrong.
+    uncertainty: finite float (...), larger = less certain. error: bool (...), True where the prediction is wrong. nan
+    if all pixels are right or all are wrong. AUPRC: `pixel_average_precision(uncertainty, error)`.
     """
     _check_same_shape(uncertainty=uncertainty, error=error)
     _check_bool(error, name="error")
@@ -394,7 +401,7 @@ def error_detection_auroc(uncertainty: np.ndarray, error: np.ndarray) -> float:
     return float((ranks[error.ravel()].sum() - wrong * (wrong + 1) / 2) / (wrong * right))
 
 
-# --------------------------------------------------------------------------------------------------------------- helpers
+# -------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -408,22 +415,24 @@ def _average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _areas(masks: np.ndarray) -> np.ndarray:
-    return np.count_nonzero(masks, axis=(1, 2))
+    return np.asarray(masks.sum(axis=(1, 2), dtype=np.int64))
 
 
 def _overlap_areas(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Pixels shared by each pair: bool (P, H, W), (N, H, W) -> int64 (P, N)."""
     pixels = a.shape[1] * a.shape[2]
-    dtype = np.float32 if pixels <= _EXACT_FLOAT32 else np.float64
-    rows, columns = a.reshape(len(a), pixels).astype(dtype), b.reshape(len(b), pixels).astype(dtype)
-    return np.rint(rows @ columns.T).astype(np.int64)
+    number: type[np.floating] = np.float32 if pixels <= _EXACT_FLOAT32 else np.float64
+    rows: np.ndarray = a.reshape(len(a), pixels).astype(number)
+    columns: np.ndarray = b.reshape(len(b), pixels).astype(number)
+    return np.asarray(rows @ columns.T).astype(np.int64)
 
 
 def _pairwise_ious(a: np.ndarray, b: np.ndarray, *, both_empty: float) -> np.ndarray:
     """IoU of each pair: bool (P, H, W), (N, H, W) -> float64 (P, N)."""
     shared = _overlap_areas(a, b)
     joined = _areas(a)[:, None] + _areas(b)[None, :] - shared
-    return np.divide(shared, joined, out=np.full(shared.shape, both_empty), where=joined > 0)
+    scores = np.full(shared.shape, both_empty)
+    return np.asarray(np.divide(shared, joined, out=scores, where=joined > 0))
 
 
 def _invisible_areas(
@@ -487,6 +496,11 @@ def _check_same_masks(**masks: np.ndarray) -> None:
     _check_same_shape(**masks)
 
 
+def _check_invisible(predicted: np.ndarray, true_amodal: np.ndarray, true_visible: np.ndarray) -> None:
+    _check_same_masks(true_amodal=true_amodal, true_visible=true_visible)
+    _check_masks(3, true_amodal=true_amodal, predicted=predicted)
+
+
 def _check_range(probability: np.ndarray, *, name: str) -> None:
     if not np.issubdtype(probability.dtype, np.floating):
         raise ValueError(f"{name} must be float, got {probability.dtype}: divide bytes by 255, or use an IoU for masks")
@@ -506,7 +520,8 @@ def _check_order(matrix: np.ndarray, *, name: str, count: int) -> None:
     _check_bool(matrix, name=name)
     if matrix.shape != (count, count):
         raise ValueError(
-            f"{name} must have shape ({count}, {count}), got {matrix.shape}: pass one row and column for each true instance"
+            f"{name} must have shape ({count}, {count}), got {matrix.shape}: "
+            "pass one row and column for each true instance"
         )
     if np.diagonal(matrix).any():
         i = int(np.flatnonzero(np.diagonal(matrix))[0])

@@ -108,7 +108,9 @@ def edges_from_order(order_matrix: np.ndarray) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in np.argwhere(order_matrix)]
 
 
-def order_from_layers(amodal_masks: np.ndarray, layer_index: np.ndarray, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> np.ndarray:
+def order_from_layers(
+    amodal_masks: np.ndarray, layer_index: np.ndarray, *, min_overlap: float = DEFAULT_MIN_OVERLAP
+) -> np.ndarray:
     """Order implied by predicted layers: i occludes j iff its layer is smaller and the overlap counts; (N, N) bool."""
     in_front = layer_index[:, None] < layer_index[None, :]
     return significant_order(in_front, amodal_masks, min_overlap=min_overlap)

@@ -111,7 +111,9 @@ class SASPipeline(DiffusionPipeline):
                 "use the folder as it was saved, with the version of sas that made it"
             ) from error
         if not isinstance(pipe, cls):
-            raise InputError(f"weights {folder} must hold a SASPipeline, got {type(pipe).__name__}; pass a folder saved by sas")
+            raise InputError(
+                f"weights {folder} must hold a SASPipeline, got {type(pipe).__name__}; pass a folder saved by sas"
+            )
         pipe._weights_sha256 = _manifest_hash(folder)
         if not pipe.config.model_id:
             pipe.register_to_config(model_id=folder.name)
@@ -208,13 +210,17 @@ class SASPipeline(DiffusionPipeline):
         """The layer loop over some images at once."""
         config = self.config
         geometries = [
-            Geometry.fit(height=i.shape[0], width=i.shape[1], size=config.image_size, mask_size=config.mask_size) for i in images
+            Geometry.fit(height=i.shape[0], width=i.shape[1], size=config.image_size, mask_size=config.mask_size)
+            for i in images
         ]
         pixels = torch.stack([g.to_model(i) for g, i in zip(geometries, images, strict=True)])
         features = self.model.encode(in_range(pixels, config.image_range).to(self._execution_device, self.model.dtype))
         hashes = [sha256_pixels(i) for i in images]
         state = LoopState.start(
-            count=len(images), ensemble_size=settings[0].members, mask_size=config.mask_size, device=self._execution_device
+            count=len(images),
+            ensemble_size=settings[0].members,
+            mask_size=config.mask_size,
+            device=self._execution_device,
         )
         if initial_layers is not None:
             state = _start_behind(state, initial_layers, geometries, rules)
@@ -226,14 +232,18 @@ class SASPipeline(DiffusionPipeline):
                 for row in rows
                 for member in range(members)
             ]
-            picture = torch.tensor([state.image[row] for row in rows for _ in range(members)], device=state.cumulative.device)
+            picture = torch.tensor(
+                [state.image[row] for row in rows for _ in range(members)], device=state.cumulative.device
+            )
             cumulative = rearrange(state.cumulative[rows], "b e 1 h w -> (b e) 1 h w")
             soft = self._draw(features, cumulative, generators, picture, settings[0].steps, batch_size, callback)
             return rearrange(soft, "(b e) 1 h w -> b e 1 h w", e=members)
 
         state = run_loop(state, draw, rules)
         return [
-            self._result(state, row, image=images[row], source=sources[row], geometry=geometries[row], settings=settings[row])
+            self._result(
+                state, row, image=images[row], source=sources[row], geometry=geometries[row], settings=settings[row]
+            )
             for row in range(len(images))
         ]
 
@@ -271,7 +281,9 @@ class SASPipeline(DiffusionPipeline):
                 if rows == 1:
                     raise
                 rows = rows // 2
-                logger.warning("out of memory: going on with %d masks a call; pass batch_size=%d to start there", rows, rows)
+                logger.warning(
+                    "out of memory: going on with %d masks a call; pass batch_size=%d to start there", rows, rows
+                )
 
     def _result(
         self,
@@ -337,7 +349,7 @@ class SASPipeline(DiffusionPipeline):
             members=members,
             steps=1 if mode == "marginal" else steps,
             seed=0 if seed is None else seed,
-            consensus=config.consensus if consensus is None else consensus,
+            consensus=config.consensus if consensus is None else consensus,  # type: ignore[arg-type]
             mode=mode,  # type: ignore[arg-type]
         )
 
@@ -365,14 +377,18 @@ class SASPipeline(DiffusionPipeline):
         _check_integer("max_layers", max_layers, low=1, high=1024)
         _check_integer("batch_size", batch_size, low=1, high=1_000_000)
         if seed is not None and generator is not None:
-            raise ValueError(f"seed and generator exclude each other, got seed={seed} and a generator: pass one of them")
+            raise ValueError(
+                f"seed and generator exclude each other, got seed={seed} and a generator: pass one of them"
+            )
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError(
                 f"generator must be one torch.Generator, got {type(generator).__name__}: "
                 "a seed for each image is drawn from it, so a list is not needed"
             )
         if output_type not in ("result", "np", "pt", "pil"):
-            raise ValueError(f'output_type must be "result", "np", "pt" or "pil", got {output_type!r}: choose one of them')
+            raise ValueError(
+                f'output_type must be "result", "np", "pt" or "pil", got {output_type!r}: choose one of them'
+            )
         prediction = self.scheduler.config.get("prediction_type")
         if self.config.logits and prediction != "sample":
             raise ValueError(
@@ -393,17 +409,23 @@ def find_weights(weights: str | Path | None) -> Path | None:
     """Pipeline folder that `weights` means, or None for a hub id. InputError for everything else."""
     if weights is None:
         if not (DEFAULT_WEIGHTS / "model_index.json").exists():
-            raise InputError(f"the shipped weights are missing at {DEFAULT_WEIGHTS}; install sas-amodal again or pass weights=")
+            raise InputError(
+                f"the shipped weights are missing at {DEFAULT_WEIGHTS}; install sas-amodal again or pass weights="
+            )
         return DEFAULT_WEIGHTS
     path = Path(weights).expanduser()
     if path.is_file():
         refuse_pickle(path)
-        raise InputError(f"weights {path} must be a pipeline folder, got a file; pass the folder that holds model_index.json")
+        raise InputError(
+            f"weights {path} must be a pipeline folder, got a file; pass the folder that holds model_index.json"
+        )
     for folder in (path, path / "pipeline"):
         if (folder / "model_index.json").exists():
             return folder
     if path.is_dir():
-        raise InputError(f"weights {path} must hold model_index.json or pipeline/model_index.json, found neither; pass a folder saved by sas")
+        raise InputError(
+            f"weights {path} must hold model_index.json or pipeline/model_index.json, found neither; pass a folder saved by sas"
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)) and not str(weights).startswith("."):
         return None
     refuse_pickle(path)
@@ -416,7 +438,9 @@ def verify_weights(folder: Path) -> None:
         raise InputError(f"weights {folder} hold no MANIFEST.json; pass a folder saved by SASPipeline.save_pretrained")
     index = json.loads((folder / "model_index.json").read_text())
     if index.get("_class_name") != SASPipeline.__name__:
-        raise InputError(f"weights {folder} must hold a SASPipeline, got {index.get('_class_name')}; pass a folder saved by sas")
+        raise InputError(
+            f"weights {folder} must hold a SASPipeline, got {index.get('_class_name')}; pass a folder saved by sas"
+        )
     try:
         verify_manifest(folder)
     except CheckpointError as error:
@@ -442,19 +466,32 @@ def _state_hash(model: torch.nn.Module) -> str:
 def _start_behind(state: LoopState, layers: np.ndarray, geometries: list[Geometry], rules: LoopRules) -> LoopState:
     """A state that already holds some layers of its one image, certain and in all members."""
     if len(geometries) != 1:
-        raise ValueError(f"initial_layers needs one image, got {len(geometries)}: call the pipeline once for each image")
+        raise ValueError(
+            f"initial_layers needs one image, got {len(geometries)}: call the pipeline once for each image"
+        )
     if layers.ndim != 3 or layers.dtype != np.bool_:
-        raise ValueError(f"initial_layers must be bool (K, H, W), got {layers.dtype} {layers.shape}: threshold or stack the masks")
+        raise ValueError(
+            f"initial_layers must be bool (K, H, W), got {layers.dtype} {layers.shape}: threshold or stack the masks"
+        )
     masks = torch.from_numpy(geometries[0].masks_to_model(layers)).to(state.cumulative.device)
     members = state.cumulative.shape[1]
     accepted = tuple(
-        AcceptedLayer(mask=m, members=m[None].repeat(members, 1, 1), probability=m.float(), uncertainty=torch.zeros_like(m.float()))
+        AcceptedLayer(
+            mask=m,
+            members=m[None].repeat(members, 1, 1),
+            probability=m.float(),
+            uncertainty=torch.zeros_like(m.float()),
+        )
         for m in masks
     )
     cumulative = state.cumulative | masks.any(dim=0)
     full = len(accepted) >= rules.max_layers
     return replace(
-        state, layers=(accepted,), cumulative=cumulative, passes=(len(accepted),), stop=("max_layers" if full else None,)
+        state,
+        layers=(accepted,),
+        cumulative=cumulative,
+        passes=(len(accepted),),
+        stop=("max_layers" if full else None,),
     )
 
 

@@ -66,7 +66,9 @@ def sample_files(
     return outcomes
 
 
-def _chunk(pipe: SASPipeline, work: list[tuple[Path, Path]], batch_size: int, options: dict[str, Any]) -> Iterator[Outcome]:
+def _chunk(
+    pipe: SASPipeline, work: list[tuple[Path, Path]], batch_size: int, options: dict[str, Any]
+) -> Iterator[Outcome]:
     images: dict[int, np.ndarray] = {}
     failed: dict[int, Outcome] = {}
     for at, (file, _) in enumerate(work):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,9 @@ class Scene:
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8:
-            raise ValueError(f"image must be uint8 RGB, got {self.image.dtype}: multiply a [0, 1] image by 255 and round")
+            raise ValueError(
+                f"image must be uint8 RGB, got {self.image.dtype}: multiply a [0, 1] image by 255 and round"
+            )
         size = check_shape(self.image, "h w 3", name="image")
         check_mask(self.amodal_masks, name="amodal_masks")
         count = check_shape(self.amodal_masks, "n h w", name="amodal_masks", h=size["h"], w=size["w"])["n"]
@@ -65,7 +68,9 @@ class Scene:
         if not self.names:
             object.__setattr__(self, "names", tuple(f"object {i}" for i in range(count)))
         if len(self.names) != count:
-            raise ValueError(f"names must have one entry for each of {count} objects, got {len(self.names)}: add or remove names")
+            raise ValueError(
+                f"names must have one entry for each of {count} objects, got {len(self.names)}: add or remove names"
+            )
 
     @property
     def height(self) -> int:
@@ -96,7 +101,9 @@ class Scene:
         weights = contested_area(self.amodal_masks, self.visible)
         assignment = layers_from_order(self.occlusion, weights=weights)
         if assignment.cut_edges:
-            logger.info("scene %s: cut %d edges of cycles: %s", self.id, len(assignment.cut_edges), assignment.cut_edges)
+            logger.info(
+                "scene %s: cut %d edges of cycles: %s", self.id, len(assignment.cut_edges), assignment.cut_edges
+            )
         return assignment
 
     @property
@@ -172,7 +179,9 @@ class SceneBatch:
         return len(self.image)
 
     def to(self, device: torch.device | str) -> SceneBatch:
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        moved: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)
+        }
         return replace(self, **moved)
 
     @property

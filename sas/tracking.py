@@ -19,7 +19,16 @@ class Tracking:
     state: what a checkpoint must keep (the wandb run's id).
     """
 
-    def __init__(self, out: Path, *, trackers: Sequence[str], project: str, config: dict[str, Any], step: int, state: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        trackers: Sequence[str],
+        project: str,
+        config: dict[str, Any],
+        step: int,
+        state: dict[str, Any],
+    ) -> None:
         self.path = out / "metrics.jsonl"
         self._cut_back(step)
         self._file = self.path.open("a", buffering=1)
@@ -81,5 +90,7 @@ def _start_tensorboard(out: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError('trackers names "tensorboard", which is not installed; pip install "sas-amodal[tensorboard]"') from error
+        raise InputError(
+            'trackers names "tensorboard", which is not installed; pip install "sas-amodal[tensorboard]"'
+        ) from error
     return SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)

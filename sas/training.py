@@ -111,7 +111,9 @@ class Trainer:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"out {self.out} cannot be made ({error.strerror}); choose a folder that can be written") from error
+            raise InputError(
+                f"out {self.out} cannot be made ({error.strerror}); choose a folder that can be written"
+            ) from error
         with lock_run(self.out) if self.main else nullcontext(), self._signals():
             if self._restart and self.main:
                 set_aside_checkpoints(self.checkpoints)
@@ -136,7 +138,11 @@ class Trainer:
     def _loop(self, started: float, tracking: Tracking | None) -> None:
         training, cadence = self.config.training, self.config.logging
         bar = tqdm(
-            total=training.steps, initial=self.step, unit="step", disable=not (self.main and self.progress), dynamic_ncols=True
+            total=training.steps,
+            initial=self.step,
+            unit="step",
+            disable=not (self.main and self.progress),
+            dynamic_ncols=True,
         )
         seen, since = 0, time.monotonic()
         validated = -1
@@ -152,7 +158,9 @@ class Trainer:
                 values = self._empty_window()
                 bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.1f}")
                 if tracking:
-                    tracking.write(self.step, {**values, "lr": self._learning_rate(self.step - 1), "images_per_second": speed})
+                    tracking.write(
+                        self.step, {**values, "lr": self._learning_rate(self.step - 1), "images_per_second": speed}
+                    )
             stopping = self._should_stop(started)
             if self.step % cadence.validate_every == 0 or self.step == training.steps:
                 self._validate(tracking)
@@ -162,15 +170,19 @@ class Trainer:
             if stopping:
                 break
         bar.close()
+        if self._stop_signal is not None:
+            return  # told to leave: the checkpoint is written, and a validation would keep others waiting
         no_pipeline = not (self.out / "pipeline" / "model_index.json").exists()
-        if no_pipeline or (self.max_minutes is not None and self._stop_signal is None and validated != self.step):
+        if no_pipeline or (self.max_minutes is not None and validated != self.step):
             self._validate(tracking)
             self._save(tracking)
 
     def _train_step(self, step: int) -> tuple[dict[str, float], float]:
         """One optimizer step; returns the mean of each loss over the items of the global batch, and the gradient's norm."""
         training = self.config.training
-        torch.manual_seed(derive_seed(training.seed, "step", step))  # nothing should draw from it, but what might is repeatable
+        torch.manual_seed(
+            derive_seed(training.seed, "step", step)
+        )  # nothing should draw from it, but what might is repeatable
         self.optimizer.zero_grad(set_to_none=True)
         parts = _split(self.positions, training.micro_batch)
         totals: dict[str, torch.Tensor] = {}
@@ -190,7 +202,13 @@ class Trainer:
                 totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach().double().sum()
             totals["items"] = totals.get("items", torch.zeros((), device=batch.image.device)) + len(losses["loss"])
         names = list(totals)
-        sums = dict(zip(names, sum_over_processes(self.accelerator, torch.stack([totals[n].double() for n in names])), strict=True))
+        sums = dict(
+            zip(
+                names,
+                sum_over_processes(self.accelerator, torch.stack([totals[n].double() for n in names])),
+                strict=True,
+            )
+        )
         if not torch.isfinite(sums["loss"]):
             self._refuse("loss", step, suspects)
         norm = self._scaled_norm(float(sums["items"]))
@@ -209,7 +227,7 @@ class Trainer:
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-        return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm))
+        return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm or math.inf))
 
     def _refuse(self, what: str, step: int, suspects: list[str]) -> None:
         last = latest_checkpoint(self.checkpoints) if self.main else None
@@ -235,8 +253,10 @@ class Trainer:
         self.ema = EMAModel(self.model.parameters(), decay=config.training.ema_decay)
         self.ema.to(device)
         training = config.training
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
-        network = torch.compile(self.model) if training.compile else self.model
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        network: Any = torch.compile(self.model) if training.compile else self.model
         self.losses, self.optimizer = self.accelerator.prepare(_Losses(network, build_objective(config)), optimizer)
         self.source = build_source(config, device=device)
         self._validation_batch: SceneBatch | None = None
@@ -275,7 +295,8 @@ class Trainer:
         state = checkpoint.state
         self.model.load_state_dict(checkpoint.tensors["model"])
         self.ema.shadow_params = [
-            checkpoint.tensors["ema"][name].to(p.device) for name, p in zip(self._named(), self.model.parameters(), strict=True)
+            checkpoint.tensors["ema"][name].to(p.device)
+            for name, p in zip(self._named(), self.model.parameters(), strict=True)
         ]
         self.ema.optimization_step = state["ema_steps"]
         self.optimizer.load_state_dict(optimizer_from_tensors(checkpoint.tensors["optimizer"], state["optimizer"]))
@@ -447,7 +468,9 @@ def _copy_weights(model: nn.Module, weights: str | Path) -> None:
     """Start from the network of a saved pipeline; InputError if its architecture differs."""
     state = SASPipeline.from_pretrained(weights).model.state_dict()
     own = model.state_dict()
-    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape] + [n for n in state if n not in own]
+    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape] + [
+        n for n in state if n not in own
+    ]
     if wrong:
         raise InputError(
             f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with"

@@ -41,14 +41,20 @@ class Validation:
         return float(np.mean(known)) if known else 0.0
 
     def to_dict(self) -> dict[str, float]:
-        rows: dict[str, float] = {"val/score": self.score, "val/stop_accuracy": self.stop_accuracy, "val/false_layers": self.false_layers}
+        rows: dict[str, float] = {
+            "val/score": self.score,
+            "val/stop_accuracy": self.stop_accuracy,
+            "val/false_layers": self.false_layers,
+        }
         for name, values in (("own", self.own), ("true", self.true)):
             rows |= {f"val/iou_{name}_{k}": v for k, v in enumerate(values) if not np.isnan(v)}
         return rows
 
 
 @torch.no_grad()
-def validate(pipe: SASPipeline, batch: SceneBatch, *, members: int, steps: int, seed: int = 0, rows: int = 64) -> Validation:
+def validate(
+    pipe: SASPipeline, batch: SceneBatch, *, members: int, steps: int, seed: int = 0, rows: int = 64
+) -> Validation:
     """Score the pipeline's network on a batch, with its own and with true cumulative masks."""
     config, device = pipe.config, pipe.device
     batch = batch.to(device)
@@ -68,7 +74,9 @@ def validate(pipe: SASPipeline, batch: SceneBatch, *, members: int, steps: int, 
     own = [layer_ious(found, layers[b, : counts[b]]) for b, found in enumerate(predictions)]
 
     items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
-    masks, void = _with_true_masks(pipe, sampler, features, items.cumulative, items.picture, items.layer, rules, members, seed)
+    masks, void = _with_true_masks(
+        pipe, sampler, features, items.cumulative, items.picture, items.layer, rules, members, seed
+    )
     picture, layer = items.picture.tolist(), items.layer.tolist()
     true = [np.zeros(count) for count in counts]
     stops = np.ones(len(batch), dtype=bool)
@@ -92,9 +100,13 @@ def _own(
 
     def draw(state: LoopState, active: list[int]) -> torch.Tensor:
         generators = [
-            generator_for(seed, batch.ids[state.image[row]], state.passes[row], member) for row in active for member in range(members)
+            generator_for(seed, batch.ids[state.image[row]], state.passes[row], member)
+            for row in active
+            for member in range(members)
         ]
-        picture = torch.tensor([state.image[row] for row in active], device=state.cumulative.device).repeat_interleave(members)
+        picture = torch.tensor([state.image[row] for row in active], device=state.cumulative.device).repeat_interleave(
+            members
+        )
         cumulative = rearrange(state.cumulative[active], "b e 1 h w -> (b e) 1 h w")
         soft = sampler(pipe.model, features, cumulative, generators, picture=picture)  # type: ignore[arg-type]
         return rearrange(soft, "(b e) 1 h w -> b e 1 h w", e=members)

@@ -653,7 +653,7 @@ def hold_lock(root: Path) -> None:
 def run_faults(folder: Path, *kinds: str) -> Outcomes:
     """Have the script inject faults of these kinds; it stops with an error where a rule is broken."""
     command = script("faults", str(folder), *kinds)
-    done = subprocess.run(command, env=script_environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=script_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     outcomes: Outcomes = json.loads(done.stdout)
     return outcomes
@@ -695,7 +695,7 @@ def test_power_loss_and_error_at_every_write_point(faults: Outcomes, scenario: s
 @pytest.mark.slow
 def test_random_kills_lose_no_reported_checkpoint(faults: Outcomes) -> None:
     assert faults["random"]["kills"] == 25
-    assert faults["random"]["saved"] >= 20
+    assert faults["random"]["saved"] >= 25
 
 
 @needs_fork
@@ -787,6 +787,11 @@ def run_scenario(folder: Path, scenario: str, fault: str) -> Counter[str]:
             return outcomes
         assert status in ((DONE, REFUSED) if fault == "error" else (-signal.SIGKILL,)), (scenario, fault, at, status)
         assert new or (status != DONE and (checkpoint is None if old is None else is_whole(checkpoint, old))), at
+        for folder_name in names(root):
+            if folder_name.startswith("step-") and ".tmp-" not in folder_name:
+                verify_manifest(root / folder_name)  # a half deleted one would be reported as damaged
+        if status == REFUSED and scenario != "interrupted":
+            assert all(len(name) == len("step-00000003") or name == "latest" for name in names(root)), names(root)
         outcomes["points"] += 1
         outcomes["new" if new else "old"] += 1
 
@@ -811,17 +816,17 @@ def kill_at_random(root: Path) -> Counter[str]:
                     os.write(writer, step.to_bytes(8, "big"))
             os._exit(BUG)
         os.close(writer)
-        time.sleep(clock.uniform(0.005, 0.06))
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        with os.fdopen(reader, "rb") as pipe:
-            reported = pipe.read()
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            reported = pipe.read(8)  # the first report
+            time.sleep(clock.uniform(0, 0.03))
+            os.kill(child, signal.SIGKILL)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            reported += pipe.read()
+        last = int.from_bytes(reported[-8:], "big")
         checkpoint = latest_checkpoint(root)
-        if reported:
-            last = int.from_bytes(reported[-8:], "big")
-            assert checkpoint is not None
-            assert checkpoint.step in (last, last + 1)
-        assert checkpoint is None or is_whole(checkpoint, checkpoint.step)
+        assert checkpoint is not None
+        assert checkpoint.step in (last, last + 1)
+        assert is_whole(checkpoint, checkpoint.step)
         outcomes["kills"] += 1
         outcomes["saved"] += len(reported) // 8
     return outcomes

@@ -32,7 +32,9 @@ class Atlas:
         count = check_shape(self.sprites, "s 4 p q", name="sprites")["s"]
         check_shape(self.group, "s", name="group", s=count)
         if not count:
-            raise InputError("sprites must hold at least one cutout, got none; name a folder with pictures that have alpha")
+            raise InputError(
+                "sprites must hold at least one cutout, got none; name a folder with pictures that have alpha"
+            )
         if not (self.group[1:] >= self.group[:-1]).all() or self.group[0] != 0:
             raise ValueError("group must ascend from 0: sort the sprites by group")
 

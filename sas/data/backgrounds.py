@@ -27,7 +27,9 @@ def render_backgrounds(*, seed: int, count: int, size: int = 128) -> np.ndarray:
 def load_backgrounds(folder: str | Path, *, size: int) -> np.ndarray:
     """All pictures directly in a folder, cut to a centred square: uint8 (M, 3, size, size) RGB, sorted by name."""
     if not Path(folder).is_dir():
-        raise InputError(f"backgrounds {folder} must be a folder, found {'a file' if Path(folder).exists() else 'nothing'}; check the path")
+        raise InputError(
+            f"backgrounds {folder} must be a folder, found {'a file' if Path(folder).exists() else 'nothing'}; check the path"
+        )
     pictures = [Image.fromarray(read_image(path)) for path in find_images([folder])]
     squares = [ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC) for picture in pictures]
     return np.stack([np.asarray(square).transpose(2, 0, 1) for square in squares])
@@ -86,9 +88,11 @@ def _planks(rng: Rng, size: int) -> np.ndarray:
     tone = rng.uniform(0.8, 1.2, boards)[line.astype(int).clip(0, boards - 1)]
     seam = 1 - 0.5 * (np.abs(line - np.round(line)) < 0.02)
     grain = _noise(rng, size, coarsest=3)
-    y, x = np.mgrid[:size, :size] / size
+    x = np.mgrid[:size, :size][1] / size
     rings = np.sin(2 * np.pi * (rng.uniform(8, 25) * x + 3 * grain + rng.uniform(0, 1)))
-    picture = wood * ((tone * seam)[None, :, None] + 0.1 * rings[..., None] + 0.06 * _noise(rng, size, coarsest=16)[..., None])
+    picture = wood * (
+        (tone * seam)[None, :, None] + 0.1 * rings[..., None] + 0.06 * _noise(rng, size, coarsest=16)[..., None]
+    )
     return picture.transpose(1, 0, 2) if rng.random() < 0.5 else picture
 
 

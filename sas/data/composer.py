@@ -21,17 +21,50 @@ from sas.order import DEFAULT_MIN_OVERLAP
 from sas.scene import Scene, SceneBatch
 from sas.seeding import Keys
 
-
 # What a scene and an object of it draw, each one uniform number; a new name may be added at the end without moving the others.
 SCENE_DRAWS = (
-    "aspect", "background", "centre_x", "centre_y", "count", "crop_x", "crop_y", "empty",
-    "focus", "grain", "group", "intra_class", "letterbox", "level", "light_x", "light_y",
-    "mirror", "one_size", "size", "slope_x", "slope_y", "spread", "table", "upright",
-    "wide", "zoom",
+    "aspect",
+    "background",
+    "centre_x",
+    "centre_y",
+    "count",
+    "crop_x",
+    "crop_y",
+    "empty",
+    "focus",
+    "grain",
+    "group",
+    "intra_class",
+    "letterbox",
+    "level",
+    "light_x",
+    "light_y",
+    "mirror",
+    "one_size",
+    "size",
+    "slope_x",
+    "slope_y",
+    "spread",
+    "table",
+    "upright",
+    "wide",
+    "zoom",
 )
 OBJECT_DRAWS = (
-    "angle", "blue", "exposure", "flip", "gamma", "green", "group", "red",
-    "shadow", "size", "sprite", "stretch", "x", "y",
+    "angle",
+    "blue",
+    "exposure",
+    "flip",
+    "gamma",
+    "green",
+    "group",
+    "red",
+    "shadow",
+    "size",
+    "sprite",
+    "stretch",
+    "x",
+    "y",
 )
 Draws = dict[str, torch.Tensor]
 
@@ -101,7 +134,9 @@ class Composer:
             )
         low, high = style.objects
         if not 0 <= low <= high or high < 1:
-            raise ValueError(f"objects must be (fewest, most) with 0 <= fewest <= most and most >= 1, got {style.objects}: fix the range")
+            raise ValueError(
+                f"objects must be (fewest, most) with 0 <= fewest <= most and most >= 1, got {style.objects}: fix the range"
+            )
         self.seed = seed
         self.image_size, self.mask_size, self.canvas = image_size, mask_size, canvas
         self.style = style
@@ -160,7 +195,9 @@ class Composer:
 
         # 1. A twin takes all its numbers from its left neighbour, so that both show the same objects.
         own = keys.uniform("twin")
-        twin = torch.tensor([bool(u < style.twins) and p % 2 == 1 for u, p in zip(own.tolist(), positions, strict=True)])
+        twin = torch.tensor(
+            [bool(u < style.twins) and p % 2 == 1 for u, p in zip(own.tolist(), positions, strict=True)]
+        )
         source = keys.at([p - 1 if t else p for p, t in zip(positions, twin.tolist(), strict=True)])
         per_scene = _named(source.uniform("scene", len(SCENE_DRAWS)).to(self.device), SCENE_DRAWS)
         per_object = _named(source.uniform("objects", n, len(OBJECT_DRAWS)).to(self.device), OBJECT_DRAWS)
@@ -221,7 +258,7 @@ class Composer:
 
     def _place(self, scene: Draws, objects: Draws) -> torch.Tensor:
         """Inverse affine map of each slot, canvas to sprite in [-1, 1] coordinates: (B * N, 2, 3)."""
-        style, n = self.style, self.style.objects[1]
+        style = self.style
         spread = _between(scene["spread"], *style.spread)[:, None]
         centre_x, centre_y = ((scene[name][:, None] - 0.5) * (1 - spread) * 1.2 for name in ("centre_x", "centre_y"))
         x = centre_x + (objects["x"] - 0.5) * 2 * spread
@@ -229,7 +266,11 @@ class Composer:
         # On a table what is nearer stands lower in the picture; in a heap it may lie anywhere.
         y = torch.where((scene["table"] < 0.6)[:, None], y.sort(dim=1, descending=True).values, y)
         common = _between(scene["size"], *style.scale)[:, None]
-        size = torch.where((scene["one_size"] < 0.5)[:, None], common * _between(objects["size"], 0.8, 1.25), _between(objects["size"], *style.scale))
+        size = torch.where(
+            (scene["one_size"] < 0.5)[:, None],
+            common * _between(objects["size"], 0.8, 1.25),
+            _between(objects["size"], *style.scale),
+        )
         upright = (scene["upright"] < 0.6)[:, None]
         angle = (objects["angle"] - 0.5) * torch.where(upright, 0.35, 2 * torch.pi)
         flip = torch.where(objects["flip"] < 0.5, -1.0, 1.0)

@@ -19,7 +19,17 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
-from sas.io import InputError, atomic_folder, read_image, read_json, read_mask, rle_decode, rle_encode, write_json, write_mask
+from sas.io import (
+    InputError,
+    atomic_folder,
+    read_image,
+    read_json,
+    read_mask,
+    rle_decode,
+    rle_encode,
+    write_json,
+    write_mask,
+)
 from sas.order import edges_from_order, order_from_edges
 from sas.scene import Scene
 
@@ -30,7 +40,9 @@ def open_scenes(path: str | Path) -> ProjectFolder | SASFolders:
     """The scenes below a folder, in whichever of the two formats it is."""
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"data {path} must be a folder, found {'a file' if path.exists() else 'nothing'}; check the path")
+        raise InputError(
+            f"data {path} must be a folder, found {'a file' if path.exists() else 'nothing'}; check the path"
+        )
     if (path / "dataset.json").exists():
         return ProjectFolder(path)
     if SASFolders.layer_folders(path):
@@ -66,15 +78,21 @@ class ProjectFolder(_Scenes):
         self.info: dict[str, Any] = read_json(self.path / "dataset.json")
         version = self.info.get("format_version")
         if version != FORMAT_VERSION:
-            raise InputError(f"{self.path}/dataset.json must have format_version {FORMAT_VERSION}, got {version}; write it again with this version of sas")
+            raise InputError(
+                f"{self.path}/dataset.json must have format_version {FORMAT_VERSION}, got {version}; write it again with this version of sas"
+            )
         lines = self.path / "scenes.jsonl"
         try:
             text = lines.read_bytes()
         except OSError as error:
-            raise InputError(f"{lines} cannot be read ({error}); restore the file or write the data set again") from error
+            raise InputError(
+                f"{lines} cannot be read ({error}); restore the file or write the data set again"
+            ) from error
         digest = hashlib.sha256(text).hexdigest()
         if digest != self.info.get("sha256"):
-            raise InputError(f"{lines} must have the SHA-256 {self.info.get('sha256')} of dataset.json, got {digest}; the file was changed or cut: write the data set again")
+            raise InputError(
+                f"{lines} must have the SHA-256 {self.info.get('sha256')} of dataset.json, got {digest}; the file was changed or cut: write the data set again"
+            )
         self.min_overlap = float(self.info.get("min_overlap", 0.01))
         self.lines = text.decode().splitlines()
         if not self.lines:
@@ -115,7 +133,9 @@ def _decode(segmentations: list[dict[str, Any]], height: int, width: int, where:
     for i, rle in enumerate(segmentations):
         mask = rle_decode(rle)
         if mask.shape != (height, width):
-            raise InputError(f"{where}: segmentation of object {i} must be {height}x{width}, got {mask.shape[0]}x{mask.shape[1]}; write the data set again")
+            raise InputError(
+                f"{where}: segmentation of object {i} must be {height}x{width}, got {mask.shape[0]}x{mask.shape[1]}; write the data set again"
+            )
         masks[i] = mask
     return masks
 
@@ -197,7 +217,11 @@ class SASFolders(_Scenes):
         image = read_image(folders[0] / "image.png")
         size = image.shape[:2]
         masks = [read_mask(folder / "mask.png", size=size, threshold=0) for folder in folders]
-        layers = np.stack([mask for mask in masks if mask.any()]) if any(m.any() for m in masks) else np.zeros((0, *size), bool)
+        layers = (
+            np.stack([mask for mask in masks if mask.any()])
+            if any(m.any() for m in masks)
+            else np.zeros((0, *size), bool)
+        )
         order = np.triu(np.ones((len(layers), len(layers)), dtype=bool), k=1)
         return Scene(
             image=image,

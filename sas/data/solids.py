@@ -70,7 +70,9 @@ def render_solids(family: str, *, seed: int, count: int, size: int = 96) -> np.n
     """
     if family not in FAMILIES:
         close = difflib.get_close_matches(family, FAMILIES, n=1)
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}: {f'did you mean {close[0]}?' if close else 'choose one'}")
+        raise ValueError(
+            f"family must be one of {', '.join(FAMILIES)}, got {family!r}: {f'did you mean {close[0]}?' if close else 'choose one'}"
+        )
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}: ask for larger sprites")
     if count < 1:
@@ -102,7 +104,8 @@ def _vase(look: Dice, own: Dice) -> Distance:
 
     def profile(y: torch.Tensor) -> torch.Tensor:
         at = (y / height).clamp(-1, 1) * math.pi / 2
-        return width * (1 + sum(a * torch.cos((k + 1) * at + phase) for k, (a, phase) in enumerate(waves)))
+        wave = sum(a * torch.cos((k + 1) * at + phase) for k, (a, phase) in enumerate(waves))
+        return width * (1 + torch.as_tensor(wave))
 
     def distance(p: torch.Tensor) -> torch.Tensor:
         radius, y = p[:, [0, 2]].norm(dim=1), p[:, 1]
@@ -190,7 +193,9 @@ def _lumpy(look: Dice, own: Dice) -> Distance:
         if not (fruit and stem):
             return body
         along = (p[:, 1] - axes[1] * 0.6).clamp(0, 0.42)
-        bent = torch.stack([p[:, 0] - lean[0] * along, p[:, 1] - axes[1] * 0.6 - along, p[:, 2] - lean[1] * along], dim=1)
+        bent = torch.stack(
+            [p[:, 0] - lean[0] * along, p[:, 1] - axes[1] * 0.6 - along, p[:, 2] - lean[1] * along], dim=1
+        )
         return torch.minimum(body, bent.norm(dim=1) - 0.05)
 
     return distance
@@ -326,7 +331,11 @@ def _material(look: Dice, own: Dice, *, fruit: bool) -> tuple[Texture, float, fl
         return (base * (1 - mix) + second * mix) * (1 + 0.06 * noise(p * 2)[:, None])
 
     matte = look.chance(0.35)
-    return colour, look.between(0.03, 0.12) if matte else look.between(0.2, 0.6), look.between(8, 16) if matte else look.between(24, 70)
+    return (
+        colour,
+        look.between(0.03, 0.12) if matte else look.between(0.2, 0.6),
+        look.between(8, 16) if matte else look.between(24, 70),
+    )
 
 
 def _palette(look: Dice, *, fruit: bool) -> tuple[torch.Tensor, torch.Tensor]:

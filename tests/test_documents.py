@@ -1,0 +1,122 @@
+"""The README's code blocks, the notebook's cells and the documents' links work as printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from sas.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+NEEDS_TRAINING_OR_DATA = ("train", "accelerate", "torchrun")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.S)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture()
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a photo, cutouts of one's own and the configurations, as a reader of the README would have."""
+    image = np.full((48, 64, 3), 200, dtype=np.uint8)
+    image[10:30, 20:40] = (180, 60, 40)
+    Image.fromarray(image).save(tmp_path / "photo.jpg")
+    (tmp_path / "my_cutouts").mkdir()
+    for number in range(3):
+        cutout = np.zeros((24, 24, 4), dtype=np.uint8)
+        cutout[2:22, 4:20] = (200, 40 * number, 90, 255)
+        Image.fromarray(cutout).save(tmp_path / "my_cutouts" / f"thing{number}.png")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    named = [line.split()[1] for line in commands() if line.startswith("make ")]
+    assert named == ["demo", "test"]
+    assert set(named) <= set(targets)
+
+
+@pytest.mark.slow
+def test_shell_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command of the README, in order: training with --dry-run, data sets with fewer scenes."""
+    ran = 0
+    for line in commands():
+        words = shlex.split(line)
+        if words[0] == "make":
+            continue
+        if words[0] == "accelerate":
+            words = ["sas", "train", *words[3:]]
+        elif words[0] == "torchrun":
+            words = ["sas", "train", *words[words.index("train.py") + 1 :]]
+        assert words[0] == "sas", line
+        if words[1] == "train":
+            words.append("--dry-run")
+        if words[1] == "compose":
+            words = [
+                *words[: words.index("--count")],
+                "--count",
+                "3",
+                *words[words.index("--count") + 2 :],
+                "--classes",
+                "1",
+            ]
+            words += ["--size", "64"]
+        status = main(words[1:])
+        captured = capsys.readouterr()
+        assert status == 0, f"{line}\n{captured.err}"
+        ran += 1
+    assert ran >= 9
+    assert (workplace / "results" / "photo" / "overview.png").exists()
+    assert (workplace / "results" / "test" / "metrics.json").exists()
+
+
+def test_python_blocks_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert "layers," in capsys.readouterr().out
+    assert (workplace / "results" / "photo" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_notebook_runs(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "examples" / "layers.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    names: dict[str, object] = {}
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells
+    for source in cells:
+        exec(compile(source, "layers.ipynb", "exec"), names)
+    assert 0 <= float(names["marginal"].uncertainty_map().max()) <= 0.25  # type: ignore[attr-defined]
+
+
+def test_notebook_is_what_its_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import make_notebook
+
+    written = nbformat.read(ROOT / "examples" / "layers.ipynb", as_version=4)
+    assert nbformat.writes(make_notebook.notebook()) == nbformat.writes(written)
+
+
+@pytest.mark.parametrize(
+    "document", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda path: path.name
+)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
