@@ -107,6 +107,8 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels must be one or more positive widths, got {self.channels}: for example [32, 64]")
         wrong = [width for width in self.channels if width % self.norm_groups]
         if wrong:
             raise ValueError(
@@ -267,7 +269,7 @@ class Config(Settings):
                 f"data.mask_size must be divisible by patch x 2^(levels - 1) = {side}, got {self.data.mask_size}: "
                 "change mask_size, model.patch or the number of model.channels"
             )
-        if self.sampling.scheduler != "ddpm" and self.sampling.steps > self.diffusion.num_train_timesteps:
+        if self.sampling.steps > self.diffusion.num_train_timesteps:
             raise ValueError(
                 f"sampling.steps must be at most num_train_timesteps = {self.diffusion.num_train_timesteps}, got {self.sampling.steps}: lower it"
             )
@@ -279,10 +281,10 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise ConfigError(f"configuration {path} cannot be read ({error.strerror}): check the path") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"configuration {path} is not valid YAML ({' '.join(str(error).split())}): fix the file"
             ) from error
@@ -290,6 +292,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
             raise ConfigError(
                 f"configuration {path} must hold sections such as `training:`, got {type(values).__name__}: see configs/ for examples"
             )
+        values = {section: fields for section, fields in values.items() if fields is not None}  # `training:` and no more
     for name, value in (overrides or {}).items():
         section, _, field = name.partition(".")
         if not field or not isinstance(values.setdefault(section, {}), dict):

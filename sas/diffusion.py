@@ -141,7 +141,8 @@ class DiffusionObjective:
         a_previous = torch.where(timestep[:, None, None, None] > 0, self._at(self.alphas_cumprod, previous), 1.0)
         beta = self._at(self.betas, timestep)
         # q(x_{t-1} | x_t, x_0), eqs. (6) and (7) of DDPM.
-        weight_0 = beta * a_previous.sqrt() / (1 - a)
+        # At t = 0 the mean is x_0 itself; 1 - a has too few digits left there to say so.
+        weight_0 = torch.where(timestep[:, None, None, None] > 0, beta * a_previous.sqrt() / (1 - a), 1.0)
         weight_t = (1 - a_previous) * (1 - beta).sqrt() / (1 - a)
         smallest = self._at(self.betas, torch.ones_like(timestep)) * (1 - self.alphas_cumprod[0].item())
         smallest = smallest / (1 - self.alphas_cumprod[1].item())
@@ -256,6 +257,9 @@ class Sampler:
             scaled = scheduler.scale_model_input(x_t, t)
             time = t.expand(len(x_t)).to(cumulative.device)
             output = model(scaled.to(dtype), time, seen.to(dtype), features).float()
+            if index == len(scheduler.timesteps) - 1:
+                # The smallest variance: DDPM in few steps would leave noise in its result. A model's own tensor stays as it is.
+                output = torch.cat([output[:, :1], torch.full_like(output[:, 1:], -1)], dim=1)
             x_t = scheduler.step(self._for_scheduler(output, scheduler), t, x_t, **self._noise(scheduler, generators))[
                 0
             ]

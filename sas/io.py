@@ -1,26 +1,48 @@
-"""The border between files and arrays: pictures, masks, RLE, JSON, and writes that happen whole or not at all."""
+"""The border between files and arrays: pictures, masks, RLE, JSON, and writes that happen whole or not at all.
+
+What comes in is checked here and refused with an `InputError`; no value range, layout or orientation is guessed. What goes out
+appears under its name only when it is complete.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
+import logging
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
+logger = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "MPO")
+# Pillow opens the two-picture JPEGs of phones (MPO) through "JPEG" too; "MPO" itself is no name that `open` knows.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+# EXIF orientation -> what sets the picture upright (Exif 2.32, tag 0x0112).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class InputError(ValueError):
@@ -33,165 +55,263 @@ class InputError(ValueError):
 def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> list[Path]:
     """Picture files named by the inputs, in order.
 
-    A folder stands for the files directly in it (at all levels if `recursive`) with an ending of IMAGE_SUFFIXES in any case,
-    sorted by name; all else in it is passed over. A file named directly is always kept, whatever its ending.
+    A folder stands for the files directly in it (at all levels if `recursive`) with an ending of IMAGE_SUFFIXES in any
+    case, sorted by their path inside it; all else in it is passed over. A file named directly is always kept, whatever
+    its ending and whether or not it exists: reading it says what is wrong. InputError for a folder without pictures.
     """
+    if isinstance(inputs, str | Path):
+        raise InputError(f"inputs must be a list of paths, got the single path {inputs}; pass [{str(inputs)!r}]")
     found: list[Path] = []
     for item in inputs:
         path = Path(item)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # unlike Path.is_dir false, not an error, for a name that is too long or forbidden
             found.append(path)
             continue
-        entries = sorted(path.rglob("*") if recursive else path.iterdir())
-        pictures = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
+        try:
+            entries = sorted(path.rglob("*") if recursive else path.iterdir(), key=lambda entry: entry.parts)
+            pictures = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
+        except OSError as error:
+            raise InputError(f"folder {path} cannot be listed ({_reason(error)}); change its permissions") from error
         if not pictures:
-            endings = " ".join(IMAGE_SUFFIXES)
+            deeper = "" if recursive else ", or search the folders below it too with recursive=True (--recursive)"
             raise InputError(
-                f"folder {path} holds no image ({endings}); name another folder{'' if recursive else ', or search below it with --recursive'}"
+                f"folder {path} holds no image file ({' '.join(IMAGE_SUFFIXES)}); name another folder{deeper}"
             )
         found += pictures
     return found
 
 
-def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, name: str = "image") -> np.ndarray:
-    """Any supported image as uint8 (H, W, 3) RGB.
+def read_image(
+    source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, name: str = "image"
+) -> np.ndarray:
+    """Any supported image as a new, writable, contiguous uint8 array (H, W, 3), RGB.
 
-    Files and PIL images: EXIF orientation applied, alpha composited on white, 16-bit values rescaled, grey, palette and CMYK
-    converted. NumPy: uint8, uint16 or float in [0, 1], of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). torch: uint8 or float in
-    [0, 1], of shape (3, H, W), (4, H, W) or (1, H, W). Everything else is an InputError; no range is guessed.
+    Files (PNG, JPEG, WebP, BMP, TIFF; the first frame of several) and PIL images: EXIF orientation applied, alpha
+    composited on white, grey, palette and CMYK converted, 16-bit values rescaled by 65535. Float pictures (mode F) must
+    lie in [0, 1] or in [0, 255]; one that exceeds 1 nowhere is read as [0, 1].
+    NumPy: uint8, uint16 or float in [0, 1], of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+    torch: uint8 or float in [0, 1], channels first as usual there: (1, H, W), (3, H, W) or (4, H, W).
+
+    Everything else is an InputError that begins with `name` and ends with the cure.
     """
     if isinstance(source, str | Path):
-        return _read_file(Path(source), name)
+        path = Path(source)
+        return _rgb(_open_picture(path, f"{name} {path}"), f"{name} {path}")
     if isinstance(source, Image.Image):
-        return _from_pil(source, name)
+        return _rgb(_upright(source, name), name)
     if isinstance(source, torch.Tensor):
         return _from_tensor(source, name)
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     raise InputError(
-        f"{name} must be a path, PIL image, NumPy array or torch tensor, got {type(source).__name__}; convert it to one of these"
+        f"{name} must be a path, PIL image, NumPy array or torch tensor, got {type(source).__name__}; "
+        "convert it to one of these"
     )
 
 
-def _read_file(path: Path, name: str) -> np.ndarray:
-    if path.is_dir():
-        raise InputError(f"{name} {path} is a folder, not a file; name the pictures in it")
+def _open_picture(path: Path, name: str) -> Image.Image:
+    """Picture of a file, fully decoded and upright, in the mode of the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as picture:
-                picture.load()
-                return _from_pil(picture, f"{name} {path}")
-    except InputError:
-        raise
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{name} is a folder, not a file; name the pictures in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{name} is a device or pipe, not a file; save the picture to a file first")
+        if status.st_size == 0:
+            raise InputError(f"{name} is empty (0 bytes); get the file again")
+        content = path.open("rb")
     except FileNotFoundError as error:
-        raise InputError(f"{name} {path} does not exist; check the path") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS
-        raise InputError(
-            f"{name} {path} has more than the {limit} pixels allowed ({error}); scale it down first"
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        what = "is empty" if path.stat().st_size == 0 else "is not a PNG, JPEG, WebP, BMP or TIFF image"
-        raise InputError(f"{name} {path} {what}; convert it to PNG or JPEG") from error
+        raise InputError(f"{name} does not exist; check the path") from error
     except PermissionError as error:
-        raise InputError(f"{name} {path} may not be read (permission denied); change its permissions") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise InputError(f"{name} may not be read (permission denied); change its permissions") from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be opened ({_reason(error)}); check the path") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} is no valid path ({_reason(error)}); check the path") from error
+
+    with content, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            # No `with` around the picture: closing it would drop pixels that `_upright` may hand on uncopied.
+            picture = _upright(Image.open(content, formats=FORMATS), name)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            size = _reason(error).partition(", could")[0]
+            raise InputError(f"{name} is too large: {size}; scale the picture down first") from error
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"{name} is not a PNG, JPEG, WebP, BMP or TIFF image, or its header is damaged; convert it to PNG or JPEG"
+            ) from error
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:
+            raise _damaged(name, error) from error
+    for warning in caught:
+        logger.warning("%s: %s", name, _reason(warning.message))
+    return picture
+
+
+def _damaged(name: str, error: Exception) -> InputError:
+    # Not by type of exception: the decoders raise nearly every one when the bytes are hostile.
+    return InputError(f"{name} cannot be decoded, it is damaged or cut off ({_reason(error)}); get the file again")
+
+
+def _upright(picture: Image.Image, name: str) -> Image.Image:
+    """The picture fully decoded, with its EXIF orientation applied."""
+    try:
+        picture.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _damaged(name, error) from error
+    if 0 in picture.size:
+        raise InputError(f"{name} must have at least one pixel, got {picture.width}x{picture.height}; pass a picture")
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:
+        logger.warning("%s: EXIF data cannot be read (%s), orientation taken as upright", name, _reason(error))
+        return picture
+    # Not ImageOps.exif_transpose: it writes all EXIF data anew and fails on pictures whose other tags are odd.
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _rgb(picture: Image.Image, name: str) -> np.ndarray:
+    """uint8 (H, W, 3) of a decoded picture of any mode."""
+    if picture.mode.startswith("I"):
+        return _grey(_sixteen_bit(picture, name))
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        scale = 255 if values.size and values.max() > 1 else 1
+        return _grey(_to_bytes(_bounded(values, name, top=scale, rule="[0, 1] or [0, 255]") / np.float32(scale)))
+    if picture.has_transparency_data:
+        rgba = _converted(picture, "RGBA", name)
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(_converted(picture, "RGB", name))
+
+
+def _converted(picture: Image.Image, mode: str, name: str) -> Image.Image:
+    try:
+        if picture.mode == "La":  # Pillow leads from premultiplied grey to nothing but grey with alpha
+            picture = picture.convert("LA")
+        return picture.convert(mode)
+    except (ValueError, OSError, KeyError) as error:
         raise InputError(
-            f"{name} {path} cannot be read, it is damaged or cut off ({reason}); get the file again"
+            f"{name} has mode {picture.mode}, which cannot become {mode} ({_reason(error)}); save it as RGB"
         ) from error
 
 
-def _from_pil(picture: Image.Image, name: str) -> np.ndarray:
-    try:
-        picture = ImageOps.exif_transpose(picture)
-    except (ValueError, SyntaxError, OSError) as error:
-        raise InputError(f"{name} has broken EXIF data ({error}); save it again without them") from error
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture)
-        low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-        if low < 0 or high > 65535:
-            raise InputError(f"{name} must hold 16-bit values 0..65535, got {low}..{high}; rescale it first")
-        return _grey(_to_bytes(values / 65535))
-    if picture.mode == "F":
-        return _grey(_to_bytes(_unit_floats(np.asarray(picture), name)))
-    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, rgba)
-    return np.ascontiguousarray(np.asarray(picture.convert("RGB")))
+def _sixteen_bit(picture: Image.Image, name: str) -> np.ndarray:
+    """uint8 (H, W) of an integer picture by the 16-bit range; its transparent value is white."""
+    values = np.asarray(picture)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise InputError(f"{name} must hold 16-bit values 0..65535, got {low}..{high}; rescale it first")
+    grey = _from_sixteen(values)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return grey
 
 
 def _from_tensor(tensor: torch.Tensor, name: str) -> np.ndarray:
     if tensor.ndim == 4:
         raise InputError(
-            f"{name} must be one image (3, H, W), got a batch of shape {tuple(tensor.shape)}; pass a list, for example list(batch)"
+            f"{name} must be one image (3, H, W), got a batch of shape {tuple(tensor.shape)}; "
+            "pass a list, for example list(batch)"
         )
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
-        looks = tensor.ndim == 3 and tensor.shape[-1] in (1, 3, 4)
-        cure = "permute it with .permute(2, 0, 1)" if looks else "reshape it"
-        raise InputError(f"{name} as a tensor must have shape (3, H, W), got {tuple(tensor.shape)}; {cure}")
-    values = tensor.detach().cpu()
-    values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-    return _from_array(values.permute(1, 2, 0).numpy(), name, layout=False)
-
-
-def _from_array(array: np.ndarray, name: str, *, layout: bool = True) -> np.ndarray:
-    if layout and array.ndim == 4:
+        cure = "give it the shape (3, H, W)"
+        if tensor.ndim == 3 and tensor.shape[-1] in (1, 3, 4):
+            cure = "it looks like (H, W, C): permute it with .permute(2, 0, 1)"
+        elif tensor.ndim == 2:
+            cure = "a grey image gets its channel with x[None]"
         raise InputError(
-            f"{name} must be one image (H, W, 3), got a batch of shape {array.shape}; pass a list, for example list(batch)"
+            f"{name} as a tensor must have shape (C, H, W) with 1, 3 or 4 channels, got {tuple(tensor.shape)}; {cure}"
+        )
+    if tensor.dtype != torch.uint8 and not tensor.dtype.is_floating_point:
+        raise InputError(
+            f"{name} must be uint8 or float in [0, 1], got {tensor.dtype}; convert it, for example "
+            + ("x.to(torch.uint8) * 255" if tensor.dtype == torch.bool else "x.to(torch.uint8) if it holds 0..255")
+        )
+    values = tensor.detach().cpu()
+    values = values if values.dtype in (torch.uint8, torch.float64) else values.float()  # NumPy has no bfloat16
+    return _from_array(values.permute(1, 2, 0).numpy(), name)
+
+
+def _from_array(array: np.ndarray, name: str) -> np.ndarray:
+    array = np.asarray(array)
+    if array.ndim == 4:
+        raise InputError(
+            f"{name} must be one image (H, W, 3), got a batch of shape {array.shape}; "
+            "pass a list, for example list(batch)"
         )
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
         looks = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        cure = "transpose it with .transpose(1, 2, 0)" if looks else "reshape it"
-        raise InputError(f"{name} as an array must have shape (H, W, 3), got {array.shape}; {cure}")
-    if 0 in array.shape:
+        cure = "it looks like (C, H, W): transpose it with .transpose(1, 2, 0)" if looks else "give it the shape (H, W, 3)"
         raise InputError(
-            f"{name} must have at least one pixel, got shape {array.shape}; pass a picture that is not empty"
+            f"{name} as an array must be laid out (H, W, C) with 1, 3 or 4 channels, got shape {array.shape}; {cure}"
         )
+    if array.size == 0:
+        raise InputError(f"{name} must have at least one pixel, got shape {array.shape}; pass a picture that is not empty")
     if array.dtype == np.uint8:
         values = array
-    elif array.dtype == np.uint16:
-        values = _to_bytes(array / 65535)
-    elif np.issubdtype(array.dtype, np.floating):
-        values = _to_bytes(_unit_floats(array, name))
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
+        values = _from_sixteen(array)
+    elif array.dtype.kind == "f":
+        values = _to_bytes(_bounded(array, name))
     else:
-        raise InputError(
-            f"{name} must be uint8, uint16 or float in [0, 1], got {array.dtype}; convert it, for example (x * 255).astype('uint8')"
-        )
+        cure = "x.astype('uint8') * 255" if array.dtype == np.bool_ else "x.astype('uint8') if it holds 0..255"
+        raise InputError(f"{name} must be uint8, uint16 or float in [0, 1], got {array.dtype}; convert it, for example {cure}")
     if values.shape[-1] == 1:
         return _grey(values[..., 0])
     if values.shape[-1] == 4:
-        return _from_pil(Image.fromarray(np.ascontiguousarray(values)), name)
-    return np.ascontiguousarray(values)
+        return _rgb(Image.fromarray(np.ascontiguousarray(values)), name)
+    return np.array(values, order="C")
 
 
-def _unit_floats(values: np.ndarray, name: str) -> np.ndarray:
+def _bounded(values: np.ndarray, name: str, *, top: int = 1, rule: str = "[0, 1]") -> np.ndarray:
+    """The values as float32 or float64, all finite and in [0, top]."""
     if not np.isfinite(values).all():
-        raise InputError(f"{name} must hold finite numbers, got NaN or infinity; replace them first")
+        raise InputError(f"{name} must hold finite numbers, got NaN or infinity; replace them first, for example by 0")
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 1:
+    if low < 0 or high > top:
         raise InputError(
-            f"{name} as floats must lie in [0, 1], got {low:g}..{high:g}; rescale it, for example x / 255 or (x + 1) / 2"
+            f"{name} as floats must lie in {rule}, got {low}..{high}; rescale it, for example x / 255 or (x + 1) / 2, "
+            "or clip it"
         )
-    return values
+    return values if values.itemsize >= 4 else values.astype(np.float32)
 
 
 def _to_bytes(unit: np.ndarray) -> np.ndarray:
     return (unit * 255).round().astype(np.uint8)
 
 
+def _from_sixteen(values: np.ndarray) -> np.ndarray:
+    # 65535 = 255 * 257, and 257 is odd: adding 128 before the division rounds exactly.
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def _grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(values[..., None], 3, axis=-1)
 
 
+def _reason(error: object) -> str:
+    """What an exception or warning says, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 def sha256_pixels(image: np.ndarray) -> str:
     """Name of an image by its decoded pixels and size, whatever file it came from: hex SHA-256 of uint8 (H, W, 3)."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise InputError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}; read it with read_image")
     digest = hashlib.sha256(f"{image.shape[0]}x{image.shape[1]}:".encode())
-    digest.update(np.ascontiguousarray(image).tobytes())
+    digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
@@ -199,176 +319,278 @@ def sha256_pixels(image: np.ndarray) -> str:
 
 
 def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, threshold: int = 127) -> np.ndarray:
-    """Mask picture as bool (H, W): grey value > threshold. `size` = (H, W) is checked if given."""
-    grey = np.asarray(Image.fromarray(_read_file(Path(path), "mask")).convert("L"))
+    """Mask picture as bool (H, W): grey value (0..255) > threshold. `size` = (H, W) is checked if given.
+
+    Colours count by their luma, 16-bit values by their upper half; alpha is left out of account. Masks that store 1 for
+    "inside" need `threshold=0`.
+    """
+    if not 0 <= threshold <= 254:
+        raise InputError(f"threshold must lie in 0..254, got {threshold}; 127 suits masks of 0 and 255")
+    name = f"mask {path}"
+    picture = _open_picture(Path(path), name)
+    if picture.mode.startswith("I"):
+        grey = _sixteen_bit(picture, name)
+    elif picture.mode == "F":
+        grey = _rgb(picture, name)[..., 0]
+    else:
+        picture.info.pop("transparency", None)  # Pillow warns where a palette loses it
+        plain = picture if picture.mode in ("1", "L", "LA", "RGB") else _converted(picture, "RGB", name)
+        grey = np.asarray(plain.convert("L"))
     if size is not None and grey.shape != tuple(size):
         raise InputError(
-            f"mask {path} must have the size of its image, {size[1]}x{size[0]}, got {grey.shape[1]}x{grey.shape[0]}; export it again at that size"
+            f"{name} must have the size of its image, {size[0]}x{size[1]} (HxW), got {grey.shape[0]}x{grey.shape[1]}; "
+            "export it again at that size"
         )
     return grey > threshold
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """bool (H, W) as a one-channel PNG of 0 and 255."""
-    if mask.dtype != np.bool_ or mask.ndim != 2:
-        raise ValueError(f"mask must be bool (H, W), got {mask.dtype} {mask.shape}: threshold it first")
-    Image.fromarray(mask.astype(np.uint8) * 255).save(path, format="PNG")
+    """bool (H, W) as an 8-bit one-channel PNG of 0 and 255."""
+    _write_png(path, _checked_mask(mask).astype(np.uint8) * np.uint8(255))
 
 
 def write_unit_map(path: str | Path, values: np.ndarray) -> None:
-    """float (H, W) in [0, 1] as a one-channel PNG, round(255 v)."""
-    if values.ndim != 2:
-        raise ValueError(f"values must have shape (H, W), got {values.shape}: pass one map")
-    Image.fromarray(_to_bytes(_unit_floats(values, "values"))).save(path, format="PNG")
+    """float (H, W) in [0, 1] as an 8-bit one-channel PNG, round(255 v)."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2 or values.size == 0:
+        raise InputError(f"values must be a float array (H, W), got {_kind(values)}; pass one map at a time")
+    _write_png(path, _to_bytes(_bounded(values, "values")))
+
+
+def _write_png(path: str | Path, values: np.ndarray) -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(values).save(encoded, format="PNG")
+    _write_file(path, encoded.getvalue(), sync=False)
+
+
+def _checked_mask(mask: np.ndarray) -> np.ndarray:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
+        raise InputError(f"mask must be a bool array (H, W), got {_kind(mask)}; threshold it first, one mask at a time")
+    return mask
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def rle_encode(mask: np.ndarray) -> dict[str, Any]:
     """bool (H, W) as compressed COCO RLE, {"size": [H, W], "counts": ASCII text}."""
-    if mask.dtype != np.bool_ or mask.ndim != 2:
-        raise ValueError(f"mask must be bool (H, W), got {mask.dtype} {mask.shape}: threshold it first")
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle = coco_mask.encode(np.asfortranarray(_checked_mask(mask).astype(np.uint8)))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def rle_decode(rle: Mapping[str, Any], *, name: str = "segmentation") -> np.ndarray:
-    """bool (H, W) from compressed COCO RLE; InputError if it does not fill its size."""
+    """bool (H, W) from compressed COCO RLE; InputError if it is malformed or does not fill its size exactly."""
     size, counts = (rle.get("size"), rle.get("counts")) if isinstance(rle, Mapping) else (None, None)
-    if not (
-        isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
-    ) or not isinstance(counts, str):
+    if not isinstance(counts, str):
         raise InputError(
-            f'{name} must be COCO RLE {{"size": [H, W], "counts": text}}, got {str(rle)[:60]}; encode it with pycocotools'
+            f'{name} must be compressed COCO RLE {{"size": [H, W], "counts": text}}, got {repr(rle)[:60]}; '
+            "encode it with pycocotools (frPyObjects for lists of runs) and .decode('ascii') its counts"
         )
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(_is_side(side) for side in size)):
+        raise InputError(f"{name} must have a size [H, W] of two positive integers, got {repr(size)[:60]}; correct it")
+    height, width = int(size[0]), int(size[1])
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > limit:
+        raise InputError(f"{name} must have at most {limit} pixels, got {height}x{width}; scale the picture down first")
     try:
-        # The decoder writes as many pixels as the counts say, so a wrong sum must be caught before it.
-        covered = _rle_length(counts)
+        runs = _rle_runs(counts)
     except (ValueError, IndexError) as error:
-        raise InputError(f"{name} has counts that are no RLE; encode it with pycocotools") from error
-    if covered != size[0] * size[1]:
+        raise InputError(f"{name} has counts that are no compressed RLE; encode it with pycocotools") from error
+    covered = sum(runs)
+    if covered != height * width:
         raise InputError(
-            f"{name} must cover {size[0]}x{size[1]} = {size[0] * size[1]} pixels, got runs over {covered}; encode it with its image's size"
+            f"{name} must cover {height}x{width} = {height * width} pixels, got runs over {covered}; "
+            "encode it with its image's size"
         )
-    return coco_mask.decode({"size": list(size), "counts": counts.encode("ascii")}).astype(bool)
+    # Not coco_mask.decode: it trusts the counts, and warns of NumPy 2 on every call. Runs go down the columns.
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(inside, runs).reshape((height, width), order="F"))
 
 
-def _rle_length(counts: str) -> int:
-    """Sum of the runs of compressed COCO RLE: base-32 digits offset by 48, each run after the second relative to two before."""
+def _is_side(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def _rle_runs(counts: str) -> list[int]:
+    """Runs of compressed COCO RLE: base-32 digits offset by 48, each run after the third relative to two before.
+
+    As rleFrString in maskApi.c of the COCO API, but ValueError or IndexError for text that it would misread.
+    """
     runs: list[int] = []
     at = 0
     while at < len(counts):
         value, shift, more = 0, 0, True
         while more:
             digit = ord(counts[at]) - 48
-            if not 0 <= digit < 64:
+            if not 0 <= digit < 64 or shift > 30:  # seven digits hold every run of a picture
                 raise ValueError(counts[at])
-            value |= (digit & 0x1F) << (5 * shift)
+            value |= (digit & 0x1F) << shift
             more = bool(digit & 0x20)
             at += 1
-            shift += 1
+            shift += 5
             if not more and digit & 0x10:
-                value |= -1 << (5 * shift)
+                value -= 1 << shift
         if len(runs) > 2:
             value += runs[-2]
         if value < 0:
             raise ValueError("negative run")
         runs.append(value)
-    return sum(runs)
+    return runs
 
 
 # ---------------------------------------------------------------------- JSON and atomic writes
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """UTF-8 JSON with a final newline; NaN and infinity are errors."""
-    Path(path).write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    """UTF-8 JSON with a final newline; InputError for NaN, infinity and values that JSON does not know."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+        data = f"{text}\n".encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"cannot write {path}: the value is no JSON ({_reason(error)}); use finite numbers, text, lists and dicts"
+        ) from error
+    _write_file(path, data, sync=False)
 
 
 def read_json(path: str | Path) -> Any:
     """JSON of a file; InputError names line and column of a fault."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; check the path") from error
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path} is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); write it again"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); check the file") from error
+    except UnicodeDecodeError as error:
+        at = f"line {error.object[: error.start].count(10) + 1} column {error.start - error.object.rfind(10, 0, error.start)}"
+        raise InputError(f"{path} is not UTF-8 at {at} ({error.reason}); save it as UTF-8") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({_reason(error)}); check the file") from error
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file so that it holds either its old or its new content, never a part."""
-    path = Path(path)
-    temporary: Path | None = None
+    """Write a file so that it holds its old or its new content, never a part, even after a loss of power.
+
+    Missing folders are made; a symbolic link is followed. InputError "cannot write PATH: reason; cure" for what the
+    system refuses, with the OSError as its cause; the old file is then untouched.
+    """
+    _write_file(path, data, sync=True)
+
+
+def _write_file(path: str | Path, data: bytes, *, sync: bool) -> None:
+    """`sync=False` is as whole for readers and for a killed process, and leaves durability to `atomic_folder`."""
+    place = Path(os.path.realpath(path))
+    temporary = _beside(place, "tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(place)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from error
+        raise
+    if sync:
+        _sync(place.parent)
 
 
 @contextmanager
 def atomic_folder(target: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its name when the block ends well; on an error `target` stays as it was."""
-    target = Path(target)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"cannot write {target}: it is a file; choose another output folder")
+    """A temporary folder beside `target` that takes its name when the block ends well.
+
+    A folder that stands there already is replaced as a whole; on any exception `target` stays as it was and the
+    temporary folder is removed. A symbolic link is followed. InputError if `target` is a file, and
+    "cannot write TARGET: reason; cure" where the system refuses to write, with the OSError as its cause.
+    """
+    place = Path(os.path.realpath(target))
+    temporary = _beside(place, "tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-        temporary.chmod(0o755)
+        if os.path.lexists(place) and not place.is_dir():
+            raise InputError(f"cannot write {target}: it is a file; choose another output folder")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     except OSError as error:
         raise _cannot_write(target, error) from error
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        _swap(temporary, target)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, InputError):
+        try:
+            yield temporary
+        except OSError as error:
+            if _came_from_writing(error, temporary):
+                raise _cannot_write(target, error) from error
             raise
-        raise _cannot_write(target, error) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        try:
+            for folder, _, files in os.walk(temporary):
+                for file in (*files, "."):
+                    _sync(Path(folder, file))
+            _swap(temporary, place)
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        _sync(place.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # there only if it did not take its name
 
 
 def _swap(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target`, which is put back if that fails."""
-    if not target.exists():
-        new.rename(target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    """Put folder `new` in the place of `target`, which is put back if that fails."""
+    aside = _beside(target, "old")
     try:
-        target.rename(aside / "old")
-        try:
-            new.rename(target)
-        except OSError:
-            (aside / "old").rename(target)
+        if os.path.lexists(target):
+            target.rename(aside)
+        new.rename(target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        logger.warning("the old content of %s could not be removed and is left at %s", target, aside)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A hidden name in the same folder, hence on the same file system, that nobody else uses."""
+    return path.parent / f".{path.name}.{kind}-{secrets.token_hex(6)}"
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to disk."""
+    if not path.exists():  # a link to nowhere
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems cannot sync folders; a full or broken disk must be told.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
-        with suppress(OSError):
-            shutil.rmtree(aside)
+        os.close(handle)
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _came_from_writing(error: OSError, folder: Path) -> bool:
+    """Whether an error in the block is about the folder being written, and not about a file that the block reads."""
+    if isinstance(error.filename, str | os.PathLike):
+        return folder in Path(os.path.realpath(error.filename)).parents
+    return error.errno in (*_FULL, errno.EROFS, errno.EIO)
+
+
+def _cannot_write(path: str | Path, error: OSError) -> InputError:
+    if error.errno in _FULL:
         cure = "free some space or choose another disk"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    elif error.errno in _FORBIDDEN:
         cure = "choose a folder that you may write"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        cure = "a part of the path is a file: choose another path"
     else:
-        cure = "choose another output folder"
-    return InputError(f"cannot write {path}: {error.strerror or error}; {cure}")
+        cure = "choose another path"
+    return InputError(f"cannot write {path}: {_reason(error)}; {cure}")

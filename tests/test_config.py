@@ -1,0 +1,215 @@
+"""Settings: what is refused, and that the message names field, rule, value and cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sas.config import Config, ConfigError, changed_fields, config_from_dict, config_hash, load_config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def fault(overrides: dict[str, Any], path: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def written(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_defaults_are_valid() -> None:
+    assert load_config() == Config() == config_from_dict({})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    config = load_config(path)
+    assert config != Config()
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_there_are_shipped_configurations() -> None:
+    assert CONFIGS or not (Path(__file__).parent.parent / "configs").exists()
+
+
+# ---------------------------------------------------------------------- unknown keys
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"training.stepz": 3}, "unknown key training.stepz: did you mean training.steps?"),
+        ({"data.mask_sizes": 3}, "unknown key data.mask_sizes: did you mean data.mask_size?"),
+        ({"trainin.steps": 3}, "unknown key trainin: did you mean training?"),
+        ({"model.zzz": 3}, "unknown key model.zzz: known there: name, channels"),
+        ({"zzz.zzz": 3}, "unknown key zzz: known there: data, model, diffusion, sampling, training, logging"),
+        ({"steps": 3}, "override steps must be section.field, got 'steps': for example training.steps"),
+    ],
+)
+def test_unknown_key(overrides: dict[str, Any], message: str) -> None:
+    assert message in fault(overrides)
+
+
+def test_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  learning_rat: 1e-4\n")
+    assert fault({}, path) == f"{path}: unknown key training.learning_rat: did you mean training.learning_rate?"
+
+
+# ---------------------------------------------------------------------- types and ranges
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("training.steps", "many", "valid integer"),
+        ("training.steps", 3.5, "valid integer"),
+        ("training.steps", None, "valid integer"),
+        ("training.steps", 0, "greater than or equal to 1"),
+        ("training.seed", -1, "greater than or equal to 0"),
+        ("training.learning_rate", 0, "greater than 0"),
+        ("training.learning_rate", float("nan"), "less than 1"),
+        ("training.learning_rate", "1e-4x", "valid number"),
+        ("training.ema_decay", 1.0, "less than 1"),
+        ("training.max_grad_norm", 0, "greater than 0"),
+        ("training.precision", "fp8", "'no', 'fp16' or 'bf16'"),
+        ("data.image_size", 8, "greater than or equal to 16"),
+        ("data.twins", 1.5, "less than or equal to 1"),
+        ("data.objects", (1, 2, 3), "at most 2 items"),
+        ("diffusion.loss_type", "l1", "'mse' or 'bce_dice'"),
+        ("diffusion.mask_scale", 11, "less than or equal to 10"),
+        ("sampling.threshold", 1, "less than 1"),
+        ("sampling.members", 0, "greater than or equal to 1"),
+        ("logging.keep_checkpoints", 0, "greater than or equal to 1"),
+    ],
+)
+def test_type_or_range(name: str, value: Any, rule: str) -> None:
+    message = fault({name: value})
+    assert message.startswith(f"the command line: {name}: ") and rule in message
+    assert message.endswith(f"got {value!r}: change the value")
+
+
+def test_wrong_tracker_names_its_place() -> None:
+    message = fault({"logging.trackers": ["wandb", "mlflow"]})
+    assert "logging.trackers.1: Input should be 'wandb' or 'tensorboard', got 'mlflow'" in message
+
+
+def test_all_faults_at_once() -> None:
+    message = fault({"training.steps": 0, "data.twins": 2, "model.zzz": 1})
+    assert all(name in message for name in ("training.steps", "data.twins", "model.zzz"))
+
+
+# ---------------------------------------------------------------------- combinations
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.layers": 0}, 'data: layers must be "all" or a positive number, got 0: pass 1 or more'),
+        ({"data.objects": (3, 1)}, "data: objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
+        ({"data.objects": (0, 0)}, "objects must be (fewest, most) with most >= 1, got (0, 0)"),
+        ({"data.scenes": "s", "data.cutouts": ("c",)}, "scenes excludes cutouts and backgrounds"),
+        ({"data.scenes": "s", "data.backgrounds": "b"}, "scenes excludes cutouts and backgrounds"),
+        ({"data.cutouts": ("c",), "data.families": ("f",)}, "cutouts excludes families"),
+        ({"data.image_size": 32}, "image_size equal to mask_size, got 32 and 64: set both alike"),
+        ({"data.image_size": 24, "data.mask_size": 24}, "divisible by patch x 2^(levels - 1) = 16, got 24: change"),
+        ({"model.channels": (10, 16)}, "norm_groups must divide every width of channels, got 16 and 10: change"),
+        ({"model.channels": ()}, "channels must be one or more positive widths, got (): for example"),
+        ({"model.channels": (-16,)}, "channels must be one or more positive widths, got (-16,)"),
+        ({"diffusion.prediction_type": "epsilon"}, 'loss_type "bce_dice" needs prediction_type "sample", got \'eps'),
+        (
+            {"diffusion.prediction_type": "epsilon", "diffusion.loss_type": "mse"},
+            'zero_terminal_snr cannot go with prediction_type "epsilon"',
+        ),
+        (
+            {"diffusion.learned_variance": True, "diffusion.zero_terminal_snr": False},
+            'learned_variance needs loss_type "mse", got "bce_dice": set loss_type',
+        ),
+        (
+            {"diffusion.learned_variance": True, "diffusion.loss_type": "mse"},
+            "zero_terminal_snr cannot go with learned_variance",
+        ),
+        ({"sampling.steps": 2000}, "sampling.steps must be at most num_train_timesteps = 1000, got 2000: lower it"),
+        (
+            {"sampling.steps": 2000, "sampling.scheduler": "ddpm"},
+            "sampling.steps must be at most num_train_timesteps = 1000, got 2000: lower it",
+        ),
+    ],
+)
+def test_combination(overrides: dict[str, Any], message: str) -> None:
+    assert message in fault(overrides)
+
+
+# ---------------------------------------------------------------------- files and overrides
+
+
+def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  learning_rate: 1e-4\n  steps: '30'\ndiffusion: {beta_start: 1e-5}\n")
+    config = load_config(path)
+    assert (config.training.learning_rate, config.training.steps, config.diffusion.beta_start) == (1e-4, 30, 1e-5)
+    assert isinstance(config.training.learning_rate, float)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  steps: 30\n  seed: 5\n")
+    overrides = {"training.steps": 40, "data.twins": "0.5"}
+    config = load_config(path, overrides)
+    assert (config.training.steps, config.training.seed, config.data.twins) == (40, 5, 0.5)
+    assert config.training.batch_size == Config().training.batch_size
+    assert overrides == {"training.steps": 40, "data.twins": "0.5"}
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "training:\n", "training:\n  # all commented out\ndata:\n"])
+def test_empty_files_and_sections(tmp_path: Path, text: str) -> None:
+    assert load_config(written(tmp_path, text)) == Config()
+    assert load_config(written(tmp_path, text), {"training.steps": 7}).training.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {steps: 3", "is not valid YAML ("),
+        ("a:\n\tb: 1\n", "is not valid YAML ("),
+        (b"\xff\xfe\x00training", "is not valid YAML ("),
+        ("- 1\n- 2\n", "must hold sections such as `training:`, got list: see configs/"),
+        ("hello\n", "must hold sections such as `training:`, got str: see configs/"),
+        ("training: 3\n", "training: "),
+        ("training: !!python/object/apply:os.getcwd []\n", "is not valid YAML ("),
+    ],
+)
+def test_unusable_file(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = written(tmp_path, text)
+    found = fault({}, path)
+    assert str(path) in found and message in found and "\n" not in found
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "absent.yaml"
+    assert fault({}, path) == f"configuration {path} cannot be read (No such file or directory): check the path"
+    assert "cannot be read (Is a directory)" in fault({}, tmp_path)
+
+
+def test_frozen() -> None:
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.steps = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training = config.training  # type: ignore[misc]
+
+
+def test_hash_and_changed_fields() -> None:
+    old, new = load_config(None, {"training.steps": 5}), load_config(None, {"data.objects": (1, 2)})
+    assert config_hash(old) == config_hash(load_config(None, {"training.steps": 5})) != config_hash(new)
+    dumps = [config.model_dump(mode="json") for config in (old, new)]
+    assert changed_fields(*dumps) == {"data.objects": ([1, 4], [1, 2]), "training.steps": (5, 10_000)}
+    assert changed_fields(dumps[0], dumps[0]) == {}
+    # A field that an older or newer version does not know counts as changed.
+    del dumps[1]["training"]["seed"]
+    assert changed_fields(*dumps)["training.seed"] == (0, None)

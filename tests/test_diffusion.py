@@ -1,0 +1,539 @@
+"""The objective against diffusers and against hand-written mathematics; the sampler against networks that know the answer."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from einops import rearrange
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+from sas.diffusion import DiffusionObjective, MaskCodec, Sampler, _bce_dice, condition, in_range, scheduler_for
+from sas.items import Corruption, layer_items
+from sas.models import ConcatUNet
+from sas.scene import SceneBatch
+from sas.seeding import Keys, generator_for
+
+SIZE = 8
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def make_scheduler(
+    kind: type = DDIMScheduler, *, prediction: str = "sample", zero_snr: bool = False, **more: Any
+) -> Any:
+    clip = {} if kind is DPMSolverMultistepScheduler else {"clip_sample": True, "clip_sample_range": 1.0}
+    return kind(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=prediction,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=zero_snr,
+        **clip,
+        **more,
+    )
+
+
+def make_batch(count: int = 3, *, size: int = SIZE) -> SceneBatch:
+    """Scenes of three rectangles, each in front of the next; the last column is unknown in scene 0, and scene 2 is empty."""
+    masks = torch.zeros(count, 3, size, size, dtype=torch.bool)
+    masks[:, 0, 1:4, 1:4] = True
+    masks[:, 1, 2:6, 2:6] = True
+    masks[:, 2, 4:7, 3:7] = True
+    layer_index = torch.tensor([0, 1, 2]).repeat(count, 1)
+    if count > 2:
+        masks[2], layer_index[2] = False, -1
+    known = torch.ones(count, 1, size, size, dtype=torch.bool)
+    known[0, :, :, -1] = False
+    return SceneBatch(
+        image=torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1,
+        amodal_masks=masks,
+        counts=(layer_index >= 0).sum(dim=1),
+        layer_index=layer_index,
+        order_matrix=torch.ones(count, 3, 3, dtype=torch.bool).triu(1) & (layer_index >= 0)[:, None],
+        known=known,
+        ids=tuple("abcdef"[:count]),
+    )
+
+
+class Pixelwise(nn.Module):
+    """A network of `channels` outputs that mixes its inputs pixel by pixel, and remembers what it was given."""
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.mix = nn.Parameter(torch.randn(channels, 5, generator=generator) / 4)
+        self.shift = nn.Parameter(torch.zeros(channels, SIZE, SIZE))
+        self.seen: list[tuple[torch.Tensor, ...]] = []
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+    def forward(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
+        self.seen.append((noisy.clone(), timestep.clone(), cumulative.clone(), features.clone()))
+        stacked = torch.cat([features, cumulative, noisy], dim=1)
+        return torch.einsum("oc,mchw->mohw", self.mix, stacked) + self.shift
+
+
+class Oracle(nn.Module):
+    """Knows x_0, which the tests hand it as its features, and answers in whatever the scheduler predicts."""
+
+    def __init__(self, scheduler: Any, *, logits: bool = False, variance: float | None = None) -> None:
+        super().__init__()
+        self.prediction: str = scheduler.config.prediction_type
+        self.alphas_cumprod = scheduler.alphas_cumprod.double()
+        self.logits = logits
+        self.variance = variance
+        self.seen: list[tuple[torch.Tensor, ...]] = []
+
+    def forward(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
+        self.seen.append((noisy.clone(), timestep.clone(), cumulative.clone(), features.clone()))
+        x_0, a = features.double(), rearrange(self.alphas_cumprod[timestep], "m -> m 1 1 1")
+        noise = (noisy.double() - a.sqrt() * x_0) / (1 - a).sqrt()
+        answer = {"epsilon": noise, "sample": x_0, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x_0}
+        mask = 80 * x_0 if self.logits else answer[self.prediction]
+        if self.variance is not None:
+            mask = torch.cat([mask, torch.full_like(mask, self.variance)], dim=1)
+        return mask.float()
+
+
+def true_masks() -> torch.Tensor:
+    """Different masks, an empty, a full and a one-pixel one among them: bool (5, 1, h, w)."""
+    masks = torch.zeros(5, 1, SIZE, SIZE, dtype=torch.bool)
+    masks[1] = True
+    masks[2, 0, 3, 4] = True
+    masks[3, 0, :5, 2:] = True
+    masks[4, 0, ::2] = True
+    return masks
+
+
+def draw(
+    scheduler: Any,
+    model: Any,
+    codec: MaskCodec,
+    *,
+    steps: int,
+    logits: bool = False,
+    rows: int = 64,
+    on_step: Any = None,
+    members: int = 1,
+) -> torch.Tensor:
+    """Soft masks of `true_masks`, whose codes are the features: (5 * members, 1, h, w)."""
+    picture = torch.arange(5).repeat_interleave(members)
+    sampler = Sampler(scheduler=scheduler, codec=codec, logits=logits, steps=steps, rows=rows, on_step=on_step)
+    cumulative = true_masks().roll(1, dims=0)[picture]
+    return sampler(
+        model,
+        codec.encode(true_masks()),
+        cumulative,
+        [generator_for(7, row) for row in range(len(picture))],
+        picture=picture,
+    )
+
+
+# ---------------------------------------------------------------------- the code of masks
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("scale", [0.1, 0.5, 1.0])
+def test_codec_round_trip(scale: float, centred: bool) -> None:
+    codec = MaskCodec(scale=scale, centred=centred)
+    masks = true_masks()
+    code = codec.encode(masks)
+    assert code.dtype == torch.float32
+    assert set(code.unique().tolist()) == {float(torch.tensor(v)) for v in (-scale if centred else 0.0, scale)}
+    assert torch.equal(codec.decode(code), masks.float())
+    soft = torch.rand(4, 1, SIZE, SIZE)
+    torch.testing.assert_close(codec.decode(codec.encode(soft)), soft)
+    assert codec.decode(torch.tensor([-99.0, 99.0])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 11.0])
+def test_codec_refuses_scale(scale: float) -> None:
+    with pytest.raises(ValueError, match=rf"scale must lie in \(0, 10\], got {scale}: pass 1"):
+        MaskCodec(scale=scale)
+
+
+def test_condition_and_image_range() -> None:
+    assert condition(torch.tensor([True, False])).tolist() == [1.0, -1.0]
+    image = torch.tensor([-1.0, 0.0, 1.0])
+    assert torch.equal(in_range(image, "unit"), image)
+    assert in_range(image, "bytes").tolist() == [0.0, 127.5, 255.0]
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
+def test_clip_range_follows_the_mask_scale(kind: type) -> None:
+    scheduler = make_scheduler(kind)
+    fresh = scheduler_for(scheduler, MaskCodec(scale=0.3))
+    assert (fresh.config.clip_sample_range, scheduler.config.clip_sample_range) == (0.3, 1.0)
+    assert fresh.config.timestep_spacing == "trailing"
+    same = scheduler_for(scheduler, MaskCodec(scale=1.0))
+    same.set_timesteps(3)
+    assert same is not scheduler and len(scheduler.timesteps) == 1000
+
+
+def test_clip_range_of_the_solver_that_has_none() -> None:
+    solver = make_scheduler(DPMSolverMultistepScheduler)
+    assert scheduler_for(solver, MaskCodec(scale=0.3)) is not solver
+
+
+# ---------------------------------------------------------------------- the forward process
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_noise_and_velocity_are_those_of_diffusers(schedule: str, zero_snr: bool) -> None:
+    scheduler = DDPMScheduler(
+        beta_schedule=schedule, rescale_betas_zero_snr=zero_snr, clip_sample=False, prediction_type="v_prediction"
+    )
+    objective = DiffusionObjective(scheduler, codec=MaskCodec())
+    generator = torch.Generator().manual_seed(0)
+    x_0, noise = torch.randn(2, 6, 1, SIZE, SIZE, generator=generator)
+    timestep = torch.tensor([0, 1, 250, 500, 998, 999])
+    torch.testing.assert_close(
+        objective.add_noise(x_0, noise, timestep), scheduler.add_noise(x_0, noise, timestep), rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        objective._velocity(x_0, noise, timestep), scheduler.get_velocity(x_0, noise, timestep), rtol=0, atol=1e-6
+    )
+    last = objective.add_noise(x_0, noise, timestep)[-1]
+    assert torch.equal(last, noise[-1]) == zero_snr  # with zero terminal SNR nothing of the mask is left
+
+
+@pytest.mark.parametrize("corruption", [None, Corruption(probability=1.0, drop=0.5)])
+def test_condition_is_never_noised_in_training(corruption: Corruption | None) -> None:
+    batch, keys, model = make_batch(), Keys.span(3, 5, 0, 3), Pixelwise()
+    objective = DiffusionObjective(make_scheduler(zero_snr=True), codec=MaskCodec(scale=0.5), corruption=corruption)
+    objective.loss(model, batch, keys)
+    items = layer_items(batch, keys, corruption=corruption)
+    noisy, timestep, cumulative, features = model.seen[0]
+    assert torch.equal(cumulative, items.cumulative.float() * 2 - 1)
+    assert torch.equal(features, batch.image[items.picture])
+    assert timestep.dtype == torch.int64 and noisy.unique().numel() > SIZE * SIZE  # the mask's channel is the noised one
+
+
+def test_condition_is_never_noised_in_sampling() -> None:
+    codec, scheduler = MaskCodec(scale=0.5), make_scheduler(DDPMScheduler, zero_snr=True)
+    model = Oracle(scheduler)
+    draw(scheduler, model, codec, steps=5)
+    assert len(model.seen) == 5
+    for noisy, _, cumulative, features in model.seen:
+        assert torch.equal(cumulative, true_masks().roll(1, dims=0).float() * 2 - 1)
+        assert torch.equal(features, codec.encode(true_masks()))
+        assert noisy.unique().numel() > SIZE * SIZE
+
+
+def test_time_steps_follow_the_bias() -> None:
+    batch, scheduler = make_batch(2), make_scheduler()
+    means = {}
+    for bias in (0.0, 1.0, 3.0):
+        model = Pixelwise()
+        objective = DiffusionObjective(scheduler, codec=MaskCodec(), high_noise_bias=bias)
+        for step in range(60):
+            objective.loss(model, batch, Keys.span(0, step, 0, 2))
+        drawn = torch.cat([timestep for _, timestep, _, _ in model.seen])
+        assert 0 <= drawn.min() and drawn.max() <= 999
+        means[bias] = drawn.double().mean().item() / 1000
+    # The mean of a density proportional to t^b is (b + 1) / (b + 2); 480 draws have a standard error below 0.014.
+    for bias, mean in means.items():
+        assert mean == pytest.approx((bias + 1) / (bias + 2), abs=0.045)
+
+
+# ---------------------------------------------------------------------- the losses
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_mse_is_that_of_the_prediction(prediction: str) -> None:
+    batch, keys, scheduler = make_batch(), Keys.span(0, 1, 0, 3), make_scheduler(prediction=prediction)
+    codec = MaskCodec(scale=0.5)
+
+    class Answer(Pixelwise):
+        def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, cumulative: Any, features: Any) -> torch.Tensor:
+            x_0 = codec.encode(layer_items(batch, keys).target)
+            return Oracle(scheduler)(noisy, timestep, cumulative, x_0) + 0.25
+
+    losses = DiffusionObjective(scheduler, codec=codec).loss(Answer(), batch, keys)
+    assert set(losses) == {"loss", "mse"}
+    # Off by 1/4 everywhere. Noise is computed back from the noised mask, which loses digits where little noise was added.
+    torch.testing.assert_close(losses["mse"], torch.full((9,), 0.0625), rtol=2e-3, atol=0)
+
+
+def test_bce_and_dice_by_hand() -> None:
+    logits = torch.tensor([[0.0, 2.0], [-1.0, 5.0]]).reshape(1, 1, 2, 2)
+    target = torch.tensor([[True, True], [False, False]]).reshape(1, 1, 2, 2)
+    known = torch.tensor([[True, True], [True, False]]).reshape(1, 1, 2, 2)
+    sigmoid = [1 / (1 + math.exp(-v)) for v in (0.0, 2.0, -1.0)]
+    entropy = -(math.log(sigmoid[0]) + math.log(sigmoid[1]) + math.log(1 - sigmoid[2])) / 3
+    dice = 1 - (2 * (sigmoid[0] + sigmoid[1]) + 1) / (sum(sigmoid) + 2 + 1)
+    parts = _bce_dice(logits, target, known)
+    assert parts["bce"].item() == pytest.approx(entropy, rel=1e-6)
+    assert parts["dice"].item() == pytest.approx(dice, rel=1e-6)
+
+
+def test_bce_and_dice_of_empty_targets_and_unknown_pictures() -> None:
+    logits = torch.full((1, 1, 4, 4), 3.0, requires_grad=True)
+    empty, everywhere = torch.zeros(1, 1, 4, 4, dtype=torch.bool), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    parts = _bce_dice(logits, empty, everywhere)
+    parts["dice"].sum().backward()
+    assert parts["dice"].item() > 0.9 and logits.grad is not None and (logits.grad > 0).all()
+    assert _bce_dice(torch.full((1, 1, 4, 4), -40.0), empty, everywhere)["dice"].item() == pytest.approx(0, abs=1e-6)
+    nothing = _bce_dice(logits, empty, ~everywhere)
+    assert {name: value.item() for name, value in nothing.items()} == {"bce": 0.0, "dice": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "learned"), [("mse", False), ("mse", True), ("bce_dice", False)], ids=["mse", "vlb", "bce_dice"]
+)
+def test_unknown_pixels_change_neither_loss_nor_gradient(loss_type: Any, learned: bool) -> None:
+    batch, keys = make_batch(1), Keys.span(0, 0, 0, 1)
+    objective = DiffusionObjective(
+        make_scheduler(), codec=MaskCodec(), loss_type=loss_type, learned_variance=learned, high_noise_bias=1.0
+    )
+    model = Pixelwise(channels=1 + learned)
+    plain = objective.loss(model, batch, keys)["loss"]
+    plain.sum().backward()
+    assert model.shift.grad is not None
+    assert (model.shift.grad[:, :, -1] == 0).all() and (model.shift.grad[:, :, :-1] != 0).all()
+    with torch.no_grad():
+        model.shift[:, :, -1] = 9.0
+    moved = objective.loss(model, batch, keys)["loss"]
+    assert torch.equal(plain, moved)
+    with torch.no_grad():
+        model.shift[:, 0, 0] = 0.5
+    assert not torch.equal(plain, objective.loss(model, batch, keys)["loss"])
+
+
+def by_hand(
+    scheduler: Any, x_0: float, x_t: float, t: int, predicted: float, fraction: float, prediction: str
+) -> float:
+    """The variational bound of one pixel in bits, from Bayes' rule and torch.distributions, in double precision."""
+    beta, a = scheduler.betas.double(), scheduler.alphas_cumprod.double()
+
+    def posterior(mean_0: float, t: int) -> Normal:
+        # q(x_{t-1} | x_t, x_0) is the product of two Gaussians in x_{t-1}: precisions add, means are weighted by them.
+        likelihood, prior = (1 - beta[t]) / beta[t], 1 / (1 - a[t - 1])
+        mean = (x_t * (1 - beta[t]).sqrt() / beta[t] + mean_0 * a[t - 1].sqrt() * prior) / (likelihood + prior)
+        return Normal(mean, (likelihood + prior) ** -0.5)
+
+    if prediction == "epsilon":
+        predicted = float((x_t - (1 - a[t]).sqrt() * predicted) / a[t].sqrt())
+    elif prediction == "v_prediction":
+        predicted = float(a[t].sqrt() * x_t - (1 - a[t]).sqrt() * predicted)
+    small = posterior(0.0, max(t, 1)).variance.log()  # at t = 0 the variance of t = 1 stands in for zero
+    scale = (0.5 * (fraction * beta[t].log() + (1 - fraction) * small)).exp()
+    if t:
+        return float(kl_divergence(posterior(x_0, t), Normal(posterior(predicted, t).mean, scale))) / math.log(2)
+    model = Normal(torch.tensor(predicted, dtype=torch.float64), scale)
+    below = 0.0 if x_0 < -0.999 else float(model.cdf(torch.tensor(x_0 - 1 / 255)))
+    above = 1.0 if x_0 > 0.999 else float(model.cdf(torch.tensor(x_0 + 1 / 255)))
+    return -math.log2(max(above - below, 1e-12))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_variational_bound_by_hand(prediction: str, scale: float) -> None:
+    scheduler = DDPMScheduler(beta_schedule="linear", prediction_type=prediction, variance_type="learned_range")
+    objective = DiffusionObjective(scheduler, codec=MaskCodec(scale=scale), learned_variance=True)
+    timestep = torch.tensor([0, 1, 2, 40, 500, 999])
+    generator = torch.Generator().manual_seed(0)
+    x_0 = (torch.rand(6, 1, 2, 2, generator=generator) > 0.5).float() * 2 * scale - scale
+    noise = torch.randn(x_0.shape, generator=generator)
+    x_t = objective.add_noise(x_0, noise, timestep)
+    truth = {"epsilon": noise, "sample": x_0, "v_prediction": objective._velocity(x_0, noise, timestep)}[prediction]
+    output = torch.cat([truth + 0.01, torch.rand(x_0.shape, generator=generator) * 2 - 1], dim=1)
+    known = torch.ones_like(x_0, dtype=torch.bool)
+    known[:, :, 1, 1] = False
+    bound = objective._variational_bound(x_0, x_t, timestep, output, known)
+    pixels = [(0, 0), (0, 1), (1, 0)]
+    for m, t in enumerate(timestep.tolist()):
+        expected = [
+            by_hand(
+                scheduler,
+                x_0[m, 0, i, j].item(),
+                x_t[m, 0, i, j].item(),
+                t,
+                output[m, 0, i, j].item(),
+                (output[m, 1, i, j].item() + 1) / 2,
+                prediction,
+            )
+            for i, j in pixels
+        ]
+        assert bound[m].item() == pytest.approx(sum(expected) / 3, rel=5e-3, abs=2e-5), t
+
+
+def test_variational_bound_trains_only_the_variance() -> None:
+    model, keys = Pixelwise(channels=2), Keys.span(0, 0, 0, 3)
+    objective = DiffusionObjective(make_scheduler(), codec=MaskCodec(), learned_variance=True)
+    losses = objective.loss(model, make_batch(), keys)
+    torch.testing.assert_close(losses["loss"], losses["mse"] + losses["vlb"])
+    losses["vlb"].sum().backward()
+    assert model.shift.grad is not None
+    assert (model.shift.grad[0] == 0).all() and (model.shift.grad[1] != 0).any()
+
+
+def test_losses_do_not_depend_on_the_split_of_the_batch() -> None:
+    objective = DiffusionObjective(make_scheduler(zero_snr=True), codec=MaskCodec(scale=0.5), loss_type="bce_dice")
+    batch, model = make_batch(3), Pixelwise()
+    whole = objective.loss(model, batch, Keys.span(2, 9, 0, 3))["loss"]
+    parts = []
+    for b in range(3):
+        one = slice(b, b + 1)
+        single = SceneBatch(
+            image=batch.image[one],
+            amodal_masks=batch.amodal_masks[one],
+            counts=batch.counts[one],
+            layer_index=batch.layer_index[one],
+            order_matrix=batch.order_matrix[one],
+            known=batch.known[one],
+            ids=batch.ids[one],
+        )
+        parts.append(objective.loss(model, single, Keys.span(2, 9, b, b + 1))["loss"])
+    assert [len(part) for part in parts] == [4, 4, 1]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-6, atol=1e-7)
+
+
+def test_logit_loss_needs_sample_prediction() -> None:
+    with pytest.raises(ValueError, match='loss_type "bce_dice" needs prediction_type "sample", got \'epsilon\''):
+        DiffusionObjective(make_scheduler(prediction="epsilon"), codec=MaskCodec(), loss_type="bce_dice")
+
+
+# ---------------------------------------------------------------------- the reverse process
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
+def test_oracle_recovers_the_masks(kind: type, prediction: str, steps: int) -> None:
+    zero_snr = prediction != "epsilon"  # on pure noise the noise says nothing about the mask
+    scheduler = make_scheduler(kind, prediction=prediction, zero_snr=zero_snr)
+    for codec in (MaskCodec(scale=1.0), MaskCodec(scale=0.5), MaskCodec(scale=1.0, centred=False)):
+        soft = draw(scheduler, Oracle(scheduler), codec, steps=steps)
+        assert soft.shape == (5, 1, SIZE, SIZE) and torch.isfinite(soft).all()
+        assert torch.equal(soft > 0.5, true_masks())
+        # One step from a_T near 0 divides the noise's rounding error by sqrt(a_T).
+        torch.testing.assert_close(soft, true_masks().float(), rtol=0, atol=0.02 if prediction == "epsilon" else 1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
+def test_oracle_of_logits_recovers_the_masks(kind: type, steps: int) -> None:
+    scheduler = make_scheduler(kind, zero_snr=True)
+    for scale in (0.1, 0.5, 1.0):
+        codec = MaskCodec(scale=scale)
+        soft = draw(scheduler, Oracle(scheduler, logits=True), codec, steps=steps, logits=True)
+        torch.testing.assert_close(soft, true_masks().float(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 20])
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_finite_on_pure_noise_with_a_wild_network(kind: type, steps: int, prediction: str) -> None:
+    class Wild(nn.Module):
+        def forward(self, noisy: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            return 1e4 * torch.sin(50 * noisy)
+
+    soft = draw(make_scheduler(kind, prediction=prediction, zero_snr=True), Wild(), MaskCodec(scale=0.5), steps=steps)
+    assert torch.isfinite(soft).all() and 0 <= soft.min() and soft.max() <= 1
+
+
+def test_sampling_starts_at_pure_noise_and_walks_down() -> None:
+    scheduler = make_scheduler(zero_snr=True)
+    model = Oracle(scheduler)
+    steps: list[tuple[int, int]] = []
+
+    def watch(index: int, t: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
+        steps.append((index, int(t)))
+        return x_t
+
+    draw(scheduler, model, MaskCodec(), steps=4, on_step=watch)
+    assert steps == [(0, 999), (1, 749), (2, 499), (3, 249)]
+    first = model.seen[0][0]
+    noise = torch.stack([torch.randn(1, SIZE, SIZE, generator=generator_for(7, row)) for row in range(5)])
+    assert torch.equal(first, noise)
+    assert len(scheduler.timesteps) == 1000  # the caller's scheduler is left as it was
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
+def test_rows_do_not_change_the_result(kind: type) -> None:
+    torch.manual_seed(0)
+    model = ConcatUNet(size=SIZE, channels=(8, 16), blocks=1, attention_sizes=(), patch=1, norm_groups=4, heads=0).eval()
+    images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    picture = torch.tensor([0, 0, 0, 1, 1])
+    drawn = {}
+    for rows in (1, 2, 64):
+        sampler = Sampler(
+            scheduler=make_scheduler(kind, zero_snr=True), codec=MaskCodec(scale=0.5), logits=True, steps=3, rows=rows
+        )
+        generators = [generator_for(0, row) for row in range(5)]
+        drawn[rows] = sampler(model, model.encode(images), true_masks(), generators, picture=picture)
+    torch.testing.assert_close(drawn[1], drawn[64], rtol=0, atol=1e-6)
+    torch.testing.assert_close(drawn[2], drawn[64], rtol=0, atol=1e-6)
+    assert all(not torch.equal(a, b) for a, b in pairwise(drawn[64]))  # members differ
+
+
+def test_member_noise_is_its_generators_alone() -> None:
+    """DDPM adds noise at every step: each row must go on with its own generator, whatever its neighbours."""
+    scheduler = make_scheduler(DDPMScheduler, zero_snr=True)
+    seen: dict[int, list[torch.Tensor]] = {1: [], 64: []}
+    for rows in seen:
+        draw(scheduler, model := Oracle(scheduler), MaskCodec(), steps=4, rows=rows, members=2)
+        seen[rows] = [noisy for noisy, *_ in model.seen]
+    by_row = torch.stack(seen[1]).reshape(10, 4, 1, SIZE, SIZE).transpose(0, 1)
+    torch.testing.assert_close(by_row, torch.stack(seen[64]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_variance_channel_is_split_off(kind: type) -> None:
+    scheduler = make_scheduler(kind)
+    one = draw(scheduler, Oracle(scheduler), MaskCodec(), steps=4)
+    two = draw(scheduler, Oracle(scheduler, variance=0.7), MaskCodec(), steps=4)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("variance", [-1.0, 0.3, 1.0])
+def test_variance_channel_is_passed_to_ddpm(variance: float) -> None:
+    scheduler = make_scheduler(DDPMScheduler, variance_type="learned_range")
+    seen: list[torch.Tensor] = []
+
+    def watch(index: int, t: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
+        seen.append(x_t.clone())
+        return x_t
+
+    soft = draw(scheduler, Oracle(scheduler, variance=variance), MaskCodec(), steps=4, on_step=watch)
+    # By hand: at each step the posterior's mean, and noise between the smallest and the largest variance.
+    a, codes = scheduler.alphas_cumprod, MaskCodec().encode(true_masks())
+    generators = [generator_for(7, row) for row in range(5)]
+    x_t = torch.stack([torch.randn(1, SIZE, SIZE, generator=generator) for generator in generators])
+    for index, (t, previous) in enumerate(pairwise([999, 749, 499, 249])):
+        alpha = a[t] / a[previous]
+        mean = (a[previous].sqrt() * (1 - alpha) * codes + alpha.sqrt() * (1 - a[previous]) * x_t) / (1 - a[t])
+        small, large = ((1 - a[previous]) / (1 - a[t]) * (1 - alpha)).log(), (1 - alpha).log()
+        deviation = (((variance + 1) / 2 * large + (1 - variance) / 2 * small) / 2).exp()
+        noise = torch.stack([torch.randn(1, SIZE, SIZE, generator=generator) for generator in generators])
+        x_t = mean + deviation * noise
+        torch.testing.assert_close(seen[index], x_t, rtol=1e-4, atol=1e-4)
+    assert torch.equal(soft > 0.5, true_masks())  # the last step adds no noise, however few there are
+
+
+def test_features_may_be_a_nest() -> None:
+    scheduler = make_scheduler(zero_snr=True)
+    codec, picture = MaskCodec(), torch.tensor([4, 0, 2])
+
+    class Nested(Oracle):
+        def forward(self, noisy: Any, timestep: Any, cumulative: Any, features: Any) -> torch.Tensor:
+            assert len(features[1][0]) == len(noisy)
+            return super().forward(noisy, timestep, cumulative, features[0])
+
+    sampler = Sampler(scheduler=scheduler, codec=codec, logits=False, steps=2, rows=2)
+    features = (codec.encode(true_masks()), (torch.arange(5.0),))
+    cumulative = torch.zeros(3, 1, SIZE, SIZE, dtype=torch.bool)
+    soft = sampler(Nested(scheduler), features, cumulative, [generator_for(0, row) for row in range(3)], picture=picture)
+    assert torch.equal(soft > 0.5, true_masks()[picture])
