@@ -1,0 +1,461 @@
+"""The trainer in one process: what a step computes, what a run writes, and what it refuses.
+
+The golden losses are written anew by `python tests/test_training.py`, after a change that is meant to change them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import read_metrics, tiny_config, write_scenes
+
+from sas.checkpoint import CheckpointError, latest_checkpoint, lock_run
+from sas.config import Config, TrainingSettings, load_config
+from sas.factory import build_model, build_objective, build_source
+from sas.io import InputError
+from sas.pipeline import SASPipeline
+from sas.scene import SceneBatch
+from sas.seeding import Keys
+from sas.training import NonFiniteError, Trainer, _split, learning_rate
+
+GOLDEN = Path(__file__).parent / "golden" / "loss.json"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes")
+
+
+@pytest.fixture(scope="module")
+def finished(scenes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; tests that go on with it take a copy."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train(tiny_config(data_scenes=scenes), out)
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "finished"))
+
+
+def train(config: Config, out: Path, **options: Any) -> Trainer:
+    trainer = Trainer(config, out, cpu=True, progress=False, **options)
+    trainer.run()
+    return trainer
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def test_learning_rate_by_hand() -> None:
+    def rate(step: int, schedule: Any) -> float:
+        settings = TrainingSettings(learning_rate=0.1, warmup_steps=4, steps=24, schedule=schedule)
+        return learning_rate(step, settings)
+
+    for schedule in ("constant", "linear", "cosine"):
+        warmup = [rate(step, schedule) for step in range(4)]
+        assert warmup == pytest.approx([0.025, 0.05, 0.075, 0.1])
+        assert rate(4, schedule) == pytest.approx(0.1)
+    assert [rate(step, "constant") for step in (14, 23, 99)] == pytest.approx([0.1] * 3)
+    assert [rate(step, "linear") for step in (9, 14, 24, 99)] == pytest.approx([0.075, 0.05, 0, 0])
+    assert [rate(step, "cosine") for step in (14, 24, 99)] == pytest.approx([0.05, 0, 0])
+    assert rate(9, "cosine") == pytest.approx(0.05 * (1 + math.sqrt(0.5)))
+
+
+def test_learning_rate_without_or_with_nothing_but_warm_up() -> None:
+    assert learning_rate(0, TrainingSettings(learning_rate=0.1, warmup_steps=0, steps=1)) == pytest.approx(0.1)
+    assert learning_rate(2, TrainingSettings(learning_rate=0.1, warmup_steps=10, steps=5)) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "parts"),
+    [(4, None, [4]), (4, 1, [1, 1, 1, 1]), (4, 3, [3, 1]), (4, 9, [4]), (1, None, [1])],
+)
+def test_micro_batches_cover_the_positions(count: int, most: int | None, parts: list[int]) -> None:
+    positions = range(8, 8 + count)
+    split = _split(positions, most)
+    assert [len(part) for part in split] == parts
+    assert [position for part in split for position in part] == list(positions)
+
+
+# ---------------------------------------------------------------------- one step
+
+
+def test_first_step_by_hand(scenes: str, tmp_path: Path) -> None:
+    """Loss, gradient norm, AdamW and averaged weights of one step, from the parts the trainer is made of."""
+    config = tiny_config(data_scenes=scenes, training_steps=1, training_weight_decay=0.1, training_max_grad_norm=0.25)
+    trainer = train(config, tmp_path / "run")
+
+    model = build_model(config).to(memory_format=torch.channels_last)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = build_source(config).batch(0, range(4))
+    losses = build_objective(config).loss(model, batch, Keys.span(config.training.seed, 0, 0, 4))
+    losses["loss"].mean().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    rate = 1e-2 / 3
+
+    line = read_metrics(tmp_path / "run")[0]
+    assert line["loss"] == pytest.approx(losses["loss"].mean().item(), rel=1e-5)
+    assert line["bce"] + line["dice"] == pytest.approx(line["loss"], rel=1e-6)
+    assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-4) and norm > 0.25
+    assert line["lr"] == pytest.approx(rate)
+    for name, value in trainer.model.named_parameters():
+        gradient = gradients[name] * (0.25 / norm)
+        # The first step of Adam: both moments, freed of their bias, give g / |g|.
+        expected = start[name] * (1 - rate * 0.1) - rate * gradient / (gradient.abs() + 1e-8)
+        solid = gradient.abs() > 1e-5  # where the gradient is nearly 0, its sign is a matter of rounding
+        torch.testing.assert_close(value[solid], expected[solid], rtol=1e-3, atol=1e-5)
+    for shadow, (name, value) in zip(trainer.ema.shadow_params, trainer.model.named_parameters(), strict=True):
+        decay = min(config.training.ema_decay, trainer.ema.cur_decay_value)
+        torch.testing.assert_close(shadow, decay * start[name] + (1 - decay) * value.detach())
+
+
+def test_loss_is_the_mean_over_items_not_over_pictures(scenes: str, tmp_path: Path) -> None:
+    config = tiny_config(data_scenes=scenes, training_steps=1)
+    batch = build_source(config).batch(0, range(4))
+    objective, model, keys = build_objective(config), build_model(config), Keys.span(0, 0, 0, 4)
+    with torch.no_grad():
+        losses = objective.loss(model, batch, keys)["loss"]
+    counts = (batch.layer_counts + 1).tolist()
+    assert len(losses) == sum(counts) and len(set(counts)) > 1
+    train(config, tmp_path / "run", restart=False)
+    assert read_metrics(tmp_path / "run")[0]["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["all", 2])
+def test_micro_batches_give_the_losses_of_the_whole(scenes: str, tmp_path: Path, layers: Any) -> None:
+    """Accumulation over 1, 2, 3 + 1 and all pictures at once: only the order of the sums differs."""
+    curves = {}
+    for micro in (None, 1, 2, 3):
+        config = tiny_config(
+            data_scenes=scenes, data_layers=layers, training_micro_batch=micro, logging_validate_every=99
+        )
+        train(config, tmp_path / f"{micro}")
+        curves[micro] = [(r["loss"], r["grad_norm"]) for r in read_metrics(tmp_path / f"{micro}") if "loss" in r]
+        assert len(curves[micro]) == 8
+    for micro in (1, 2, 3):
+        np.testing.assert_allclose(curves[micro], curves[None], rtol=1e-4)
+
+
+# ---------------------------------------------------------------------- what a run writes
+
+
+def test_files_of_a_run(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()} - {".lock"}
+    assert names == {"checkpoints", "config.yaml", "metrics.jsonl", "pipeline", "samples"}
+    checkpoints = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert checkpoints == {"step-00000006", "step-00000008", "latest"}
+    assert {path.name for path in (finished / "samples").iterdir()} == {"step-00000004.png", "step-00000008.png"}
+
+
+def test_written_configuration_is_the_run(finished: Path, scenes: str) -> None:
+    assert load_config(finished / "config.yaml") == tiny_config(data_scenes=scenes)
+
+
+def test_metrics_lines(finished: Path) -> None:
+    lines = read_metrics(finished)
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [line["step"] for line in lines if "val/score" in line] == [4, 8]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    speeds = [json.loads(line).get("images_per_second", 1) for line in (finished / "metrics.jsonl").open()]
+    assert min(speeds) > 0
+
+
+def test_log_lines_are_means_since_the_last(scenes: str, finished: Path, tmp_path: Path) -> None:
+    train(tiny_config(data_scenes=scenes, logging_log_every=3), tmp_path / "run")
+    every = [line for line in read_metrics(finished) if "loss" in line]
+    third = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert [line["step"] for line in third] == [3, 6, 8]
+    for line, window in zip(third, (every[0:3], every[3:6], every[6:8]), strict=True):
+        for name in ("loss", "bce", "dice", "grad_norm"):
+            assert line[name] == pytest.approx(np.mean([one[name] for one in window]), rel=1e-12)
+        assert line["lr"] == window[-1]["lr"]
+
+
+def test_pipeline_holds_the_averaged_weights(scenes: str, tmp_path: Path) -> None:
+    for kind in ("ema", "raw"):
+        config = tiny_config(data_scenes=scenes, training_steps=2, training_sample_weights=kind)
+        trainer = Trainer(config, tmp_path / kind, cpu=True, progress=False)
+        returned = trainer.run()
+        saved = SASPipeline.from_pretrained(tmp_path / kind)
+        group = load_file(latest_checkpoint(trainer.checkpoints).path / f"{'ema' if kind == 'ema' else 'model'}.safetensors")
+        for name, value in saved.model.state_dict().items():
+            assert torch.equal(value, group[name]) and torch.equal(value, returned.model.state_dict()[name])
+        image = np.full((20, 30, 3), 128, dtype=np.uint8)
+        saved.set_progress_bar_config(disable=True)
+        assert np.array_equal(saved(image, output_type="np"), returned(image, output_type="np"))
+
+
+def test_half_weights(scenes: str, tmp_path: Path) -> None:
+    train(tiny_config(data_scenes=scenes, training_steps=1, logging_half_weights=True), tmp_path / "run")
+    stored = load_file(next((tmp_path / "run" / "pipeline" / "model").glob("*.safetensors")))
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert SASPipeline.from_pretrained(tmp_path / "run").model.dtype == torch.float32
+
+
+def test_best_weights_stay(scenes: str, tmp_path: Path) -> None:
+    """A worse validation keeps the pipeline of the best one, and the checkpoint remembers its score."""
+    config = tiny_config(data_scenes=scenes, training_steps=2, logging_validate_every=1)
+    trainer = train(config, tmp_path / "run")
+    scores = [line["val/score"] for line in read_metrics(tmp_path / "run") if "val/score" in line]
+    assert trainer.best == max(scores) == latest_checkpoint(trainer.checkpoints).state["best"]
+    before = (tmp_path / "run" / "pipeline" / "MANIFEST.json").read_bytes()
+    trainer.best = 2.0
+    trainer._validate(None)
+    assert (tmp_path / "run" / "pipeline" / "MANIFEST.json").read_bytes() == before and trainer.best == 2.0
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    trainer._validate(None)  # no pipeline at all is worse than one that scores less
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
+
+
+def test_composed_scenes_and_a_reader_ahead(tmp_path: Path) -> None:
+    """Scenes composed on the way: a batch read ahead in a thread changes nothing."""
+    for workers in (0, 2):
+        train(tiny_config(training_steps=3, data_workers=workers), tmp_path / f"{workers}")
+    assert read_metrics(tmp_path / "0") == read_metrics(tmp_path / "2")
+
+
+def golden_losses(out: Path) -> list[float]:
+    config = tiny_config(
+        training_steps=30, training_learning_rate=1e-3, training_warmup_steps=10, logging_validate_every=99
+    )
+    train(config, out)
+    return [line["loss"] for line in read_metrics(out) if "loss" in line]
+
+
+def test_golden_losses(tmp_path: Path) -> None:
+    """Thirty losses stay what they were; see the top of this file for how to write them anew."""
+    expected = json.loads(GOLDEN.read_text())["loss"]
+    assert len(expected) == 30 and len(set(expected)) == 30
+    np.testing.assert_allclose(golden_losses(tmp_path / "run"), expected, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------- going on, and what may change
+
+
+def test_finished_run_is_left_alone(copied: Path, scenes: str) -> None:
+    before = read_metrics(copied)
+    trainer = train(tiny_config(data_scenes=scenes), copied)
+    assert trainer.step == 8 and read_metrics(copied) == before
+
+
+def test_fields_that_may_change(copied: Path, scenes: str) -> None:
+    config = tiny_config(
+        data_scenes=scenes, training_steps=9, data_workers=1, logging_log_every=2, logging_keep_checkpoints=1
+    )
+    trainer = train(config, copied)
+    assert trainer.step == 9 and [line["step"] for line in read_metrics(copied) if "loss" in line][-2:] == [8, 9]
+    assert load_config(copied / "config.yaml") == config
+
+
+def test_other_fields_stop_with_a_list(copied: Path, scenes: str) -> None:
+    config = tiny_config(
+        data_scenes=scenes, training_seed=5, data_objects=(1, 2), training_steps=9, logging_log_every=2
+    )
+    with pytest.raises(InputError) as caught:
+        Trainer(config, copied, cpu=True, progress=False).run()
+    message = str(caught.value)
+    assert "data.objects: [1, 3] -> [1, 2]" in message and "training.seed: 0 -> 5" in message
+    assert "--restart" in message and "steps" not in message and "log_every" not in message
+    assert load_config(copied / "config.yaml").training.seed == 0  # nothing was written
+
+
+def test_restart_sets_old_checkpoints_aside(copied: Path, scenes: str, finished: Path) -> None:
+    config = tiny_config(data_scenes=scenes, training_seed=5)
+    train(config, copied, restart=True)
+    folders = sorted(path.name.split("-")[1][:8] + path.name[13:24] for path in (copied / "checkpoints").glob("step-*"))
+    assert len(folders) == 4 and sum("abandoned" in path.name for path in (copied / "checkpoints").iterdir()) == 2
+    lines = read_metrics(copied)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    assert lines[0]["loss"] != read_metrics(finished)[0]["loss"]
+
+
+def test_two_runs_in_one_folder_are_refused(copied: Path, scenes: str) -> None:
+    with lock_run(copied), pytest.raises(CheckpointError, match="is in use by process"):
+        train(tiny_config(data_scenes=scenes), copied)
+
+
+def test_no_whole_checkpoint_is_not_a_fresh_start(copied: Path, scenes: str) -> None:
+    for path in (copied / "checkpoints").glob("step-*"):
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        train(tiny_config(data_scenes=scenes), copied)
+
+
+def test_damaged_newest_checkpoint_falls_back(
+    copied: Path, scenes: str, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = copied / "checkpoints" / "step-00000008" / "ema.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(bytes(content))
+    with caplog.at_level(logging.INFO, logger="sas"):
+        train(tiny_config(data_scenes=scenes), copied)
+    assert "damaged checkpoint passed over" in caplog.text and "resuming at step 6" in caplog.text
+    assert read_metrics(copied) == read_metrics(finished)
+    for name in ("model", "ema", "optimizer"):
+        file = f"checkpoints/step-00000008/{name}.safetensors"
+        assert (copied / file).read_bytes() == (finished / file).read_bytes()
+
+
+# ---------------------------------------------------------------------- starting points and ends
+
+
+def test_init_from_copies_the_weights(finished: Path, scenes: str, tmp_path: Path) -> None:
+    trainer = Trainer(
+        tiny_config(data_scenes=scenes, training_seed=9), tmp_path / "run", init_from=finished, cpu=True, progress=False
+    )
+    trainer._build()
+    given = SASPipeline.from_pretrained(finished).model.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in trainer.model.state_dict().items())
+    for shadow, value in zip(trainer.ema.shadow_params, trainer.model.parameters(), strict=True):
+        assert torch.equal(shadow, value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model_channels": (8, 24)}, {"model_channels": (8, 16, 16), "model_patch": 1}, {"model_blocks": 2}]
+)
+def test_init_from_another_architecture_is_refused(
+    finished: Path, scenes: str, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = tiny_config(data_scenes=scenes, **changes)
+    with pytest.raises(InputError, match=r"init_from .* holds another architecture \(first difference: .*\); use the"):
+        train(config, tmp_path / "run", init_from=finished)
+
+
+def test_init_from_nothing_is_refused(scenes: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must hold model_index.json"):
+        train(tiny_config(data_scenes=scenes), tmp_path / "run", init_from=tmp_path)
+
+
+def test_max_minutes_stops_with_checkpoint_and_pipeline(scenes: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trainer = train(tiny_config(data_scenes=scenes, training_steps=10_000), out, max_minutes=1e-6)
+    assert trainer.step == 1 and latest_checkpoint(out / "checkpoints").step == 1
+    assert [line["step"] for line in read_metrics(out) if "val/score" in line] == [1]
+    SASPipeline.from_pretrained(out)
+
+
+@pytest.mark.parametrize("minutes", [0, -1.0])
+def test_max_minutes_must_be_positive(tmp_path: Path, minutes: float) -> None:
+    with pytest.raises(InputError, match=f"max_minutes must be positive, got {minutes}; leave it out"):
+        Trainer(tiny_config(), tmp_path, max_minutes=minutes, cpu=True)
+
+
+def test_out_that_cannot_be_made(scenes: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"out .*file/run cannot be made \(Not a directory\)"):
+        train(tiny_config(data_scenes=scenes), tmp_path / "file" / "run")
+
+
+def test_signal_handlers_are_given_back(scenes: str, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    train(tiny_config(data_scenes=scenes, training_steps=1), tmp_path / "run")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+# ---------------------------------------------------------------------- what is not finite
+
+
+class Poisoned:
+    """A source whose picture at one place of one step is NaN."""
+
+    def __init__(self, source: Any, step: int, position: int) -> None:
+        self.source, self.step, self.position = source, step, position
+
+    def batch(self, step: int, positions: Any) -> SceneBatch:
+        batch = self.source.batch(step, positions)
+        if step == self.step and self.position in positions:
+            batch.image[list(positions).index(self.position)] = float("nan")
+        return batch
+
+
+class Watched(Trainer):
+    """Keeps the weights and the optimizer's state from before each step."""
+
+    poison: tuple[int, int] | None = None
+
+    def _build(self) -> None:
+        super()._build()
+        if self.poison:
+            self.source = Poisoned(self.source, *self.poison)
+
+    def _train_step(self, step: int) -> tuple[dict[str, float], float]:
+        self.before = weights(self)
+        self.shadow = [value.clone() for value in self.ema.shadow_params]
+        return super()._train_step(step)
+
+
+def refused(trainer: Watched) -> str:
+    with pytest.raises(NonFiniteError) as caught:
+        trainer.run()
+    assert all(
+        torch.equal(value.nan_to_num(), trainer.before[name].nan_to_num()) for name, value in weights(trainer).items()
+    )
+    assert all(torch.equal(a, b) for a, b in zip(trainer.shadow, trainer.ema.shadow_params, strict=True))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("layers", "micro"), [("all", None), ("all", 1), (2, None), (2, 3)])
+def test_a_bad_picture_stops_the_run(scenes: str, tmp_path: Path, layers: Any, micro: int | None) -> None:
+    config = tiny_config(data_scenes=scenes, data_layers=layers, training_micro_batch=micro)
+    trainer = Watched(config, tmp_path / "run", cpu=True, progress=False)
+    trainer.poison = (4, 2)
+    message = refused(trainer)
+    name = build_source(config).batch(4, [2]).ids[0]
+    assert f"loss is not finite at step 4, items {name} (position 2); the weights were not changed" in message
+    assert f"last good checkpoint: {tmp_path / 'run' / 'checkpoints' / 'step-00000003'}" in message
+    assert "Lower training.learning_rate or check these items" in message
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_bad_weight_stops_the_run_before_the_first_step(scenes: str, tmp_path: Path) -> None:
+    class Broken(Watched):
+        def _build(self) -> None:
+            super()._build()
+            with torch.no_grad():
+                next(self.model.parameters()).view(-1)[0] = math.inf
+
+    message = refused(Broken(tiny_config(data_scenes=scenes), tmp_path / "run", cpu=True, progress=False))
+    assert "loss is not finite at step 0" in message and "last good checkpoint: none" in message
+    assert all(f"(position {position})" in message for position in range(4))
+
+
+def test_a_bad_gradient_stops_the_run(scenes: str, tmp_path: Path) -> None:
+    class Broken(Watched):
+        def _build(self) -> None:
+            super()._build()
+            next(self.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+
+    message = refused(Broken(tiny_config(data_scenes=scenes), tmp_path / "run", cpu=True, progress=False))
+    assert message.startswith("gradient is not finite at step 0") and "weights were not changed" in message
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        losses = golden_losses(Path(folder) / "run")
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps({"written_by": "python tests/test_training.py", "loss": losses}, indent=1) + "\n")
+    sys.stdout.write(f"{len(losses)} losses -> {GOLDEN}\n")
