@@ -26,9 +26,9 @@ def still_lives() -> None:
     folder = ROOT / "sas" / "demo_pictures"
     folder.mkdir(exist_ok=True)
     for name, objects, intra, families, position in (
-        ("table", (4, 4), 0.0, ("vase", "lumpy", "box", "mug", "bottle"), 1),
-        ("fruit", (4, 4), 1.0, ("lumpy",), 3),
-        ("single", (1, 1), 0.0, ("mug",), 0),
+        ("table", (4, 4), 0.0, ("vase", "lumpy", "box", "mug", "bottle", "bent"), 5),
+        ("fruit", (4, 4), 1.0, ("lumpy",), 0),
+        ("single", (1, 1), 0.0, ("mug",), 6),
     ):
         atlas = Atlas.generated(seed=SEED, classes=2 * len(families), views=3, size=224, families=families)
         style = SceneStyle(
@@ -39,7 +39,7 @@ def still_lives() -> None:
             letterbox=0,
             scale=(0.35, 0.55),
             spread=(0.3, 0.5),
-            noise=0.01,
+            noise=0.0,
         )
         composer = Composer(
             atlas,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -150,7 +150,8 @@ class Trainer:
             losses, norm = self._train_step(self.step)
             self.step += 1
             seen += training.batch_size
-            self._gather_window({**losses, "grad_norm": norm})
+            # Half precision skips steps whose gradient overflows; those have no norm that could be averaged or stored.
+            self._gather_window({**losses, **({"grad_norm": norm} if math.isfinite(norm) else {"skipped": 1.0})})
             bar.update(1)
             if self.step % cadence.log_every == 0 or self.step == training.steps:
                 speed = seen / max(time.monotonic() - since, 1e-9)
@@ -197,7 +198,7 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.losses):
                 losses = self.losses(batch, keys)
                 self.accelerator.backward(losses["loss"].sum() / training.batch_size)
-            suspects += _not_finite(losses["loss"], batch, positions)
+            suspects += _not_finite(losses["loss"], batch, positions, self.config.data.layers)
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach().double().sum()
             totals["items"] = totals.get("items", torch.zeros((), device=batch.image.device)) + len(losses["loss"])
@@ -452,12 +453,14 @@ def _split(positions: range, most: int | None) -> list[range]:
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
-def _not_finite(losses: torch.Tensor, batch: SceneBatch, positions: range) -> list[str]:
+def _not_finite(
+    losses: torch.Tensor, batch: SceneBatch, positions: range, layers: Literal["all"] | int
+) -> list[str]:
     """Names of the pictures of a micro-batch if a loss of it is not finite."""
     if torch.isfinite(losses).all():
         return []
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-    items_a_picture = (batch.layer_counts + 1).tolist()
+    items_a_picture = (batch.layer_counts + 1).tolist() if layers == "all" else [layers] * len(batch)
     owner = [b for b, count in enumerate(items_a_picture) for _ in range(count)]
     if len(owner) != len(losses):
         return list(batch.ids)
