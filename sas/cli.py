@@ -384,12 +384,23 @@ def _flat(settings: Config) -> dict[str, Any]:
 
 
 def _evaluate(options: Evaluate) -> int:
-    from sas.evaluation import evaluate, load_dataset, pipeline_predictor
+    from dataclasses import replace
+
+    from sas.evaluation import evaluate, load_dataset, pipeline_predictor, true_mask_scores
 
     scenes = load_dataset(options.dataset)
     pipe = _load(None if options.weights == "default" else options.weights, options.device)
     predictor = pipeline_predictor(pipe, ensemble_size=options.members, num_inference_steps=options.steps)
     report = evaluate(predictor, scenes, seed=options.seed, limit=options.limit)
+    behind_truth = true_mask_scores(
+        pipe,
+        scenes,
+        seed=options.seed,
+        limit=options.limit,
+        ensemble_size=options.members,
+        num_inference_steps=options.steps,
+    )
+    report = replace(report, scores={**report.scores, **behind_truth})
     report.save(Path(options.out))
     print(report.to_markdown())
     return 0

@@ -292,7 +292,9 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
             raise ConfigError(
                 f"configuration {path} must hold sections such as `training:`, got {type(values).__name__}: see configs/ for examples"
             )
-        values = {section: fields for section, fields in values.items() if fields is not None}  # `training:` and no more
+        values = {
+            section: fields for section, fields in values.items() if fields is not None
+        }  # `training:` and no more
     for name, value in (overrides or {}).items():
         section, _, field = name.partition(".")
         if not field or not isinstance(values.setdefault(section, {}), dict):

@@ -32,7 +32,9 @@ def consensus(members: torch.Tensor, void: torch.Tensor, *, rule: ConsensusRule 
     mean = (members * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
     if rule == "mean":
         return mean > 0.5
-    distance = reduce((members.float() - mean[:, None]).abs(), "b e h w -> b e", "sum")
+    # L1 distance times the number of usable members: whole numbers, so that rounding decides no tie.
+    total, count = (members * weight).sum(dim=1, keepdim=True), weight.sum(dim=1, keepdim=True)
+    distance = reduce((members * count - total).abs(), "b e h w -> b e", "sum")
     nearest = distance.masked_fill(void, torch.inf).argmin(dim=1)
     chosen = members[torch.arange(len(members), device=members.device), nearest]
     return chosen & usable.any(dim=1)[:, None, None]

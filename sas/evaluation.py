@@ -27,7 +27,8 @@ from sas.factory import build_composer
 from sas.io import InputError, atomic_write_bytes, sha256_pixels
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
-from sas.scene import Scene
+from sas.scene import Scene, collate
+from sas.validation import validate
 
 Predictor = Callable[[list[np.ndarray], int], list[LayeredResult]]
 TEST_SEED = 2_000_000
@@ -40,6 +41,7 @@ RULES = (
     f"An instance counts as occluded if more than {OCCLUDED_ABOVE:.0%} of its amodal area is hidden.",
     "Invisible-part IoU compares both masks without the instance's visible pixels; an unmatched instance scores 0.",
     "Order accuracy is over pairs of which one occludes the other: both must be matched, and the front one's layer smaller.",
+    "Scores named true cumulative are at mask resolution, each layer drawn behind the true cumulative mask.",
     "Pixel AP is the area under the precision-recall curve of a layer's probability map; a missing layer scores 0.",
     "Intervals are 95 % percentile bootstrap intervals over images (1000 resamples, seed 0).",
 )
@@ -186,6 +188,44 @@ def evaluate(
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
     return Report(scores=aggregate(rows), info=info)
+
+
+def true_mask_scores(
+    pipe: SASPipeline,
+    scenes: Sequence[Scene],
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    ensemble_size: int | None = None,
+    num_inference_steps: int | None = None,
+    batch: int = 16,
+) -> dict[str, Score]:
+    """Scores at mask resolution when each layer is drawn behind the TRUE cumulative mask: IoU of each layer, and stop accuracy.
+
+    Stop accuracy is the share of scenes in which the pass after the last layer is void and no pass before it is. The gap between
+    these IoUs and those of the report is the exposure error.
+    """
+    count = min(len(scenes), limit or len(scenes))
+    stops: list[bool] = []
+    ious: list[np.ndarray] = []
+    config = pipe.config
+    for start in range(0, count, batch):
+        part = [scenes[i].drop_invisible() for i in range(start, min(start + batch, count))]
+        known = [scene for scene in part if scene.order_matrix is not None]
+        if not known:
+            continue
+        found = validate(
+            pipe,
+            collate(known, image_size=config.image_size, mask_size=config.mask_size),
+            members=ensemble_size or config.ensemble_size,
+            steps=num_inference_steps or config.num_inference_steps,
+            seed=seed,
+        )
+        stops += found.stops.tolist()
+        ious += found.true_ious
+    deepest = max((len(row) for row in ious), default=0)
+    scores = {f"iou_layer_{k}_true_cumulative": _mean([row[k] for row in ious if len(row) > k]) for k in range(deepest)}
+    return {**scores, "stop_accuracy_true_cumulative": _mean(stops)} if stops else {}
 
 
 def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:

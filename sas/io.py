@@ -81,9 +81,7 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> lis
     return found
 
 
-def read_image(
-    source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, name: str = "image"
-) -> np.ndarray:
+def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, name: str = "image") -> np.ndarray:
     """Any supported image as a new, writable, contiguous uint8 array (H, W, 3), RGB.
 
     Files (PNG, JPEG, WebP, BMP, TIFF; the first frame of several) and PIL images: EXIF orientation applied, alpha
@@ -252,12 +250,16 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
         looks = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        cure = "it looks like (C, H, W): transpose it with .transpose(1, 2, 0)" if looks else "give it the shape (H, W, 3)"
+        cure = (
+            "it looks like (C, H, W): transpose it with .transpose(1, 2, 0)" if looks else "give it the shape (H, W, 3)"
+        )
         raise InputError(
             f"{name} as an array must be laid out (H, W, C) with 1, 3 or 4 channels, got shape {array.shape}; {cure}"
         )
     if array.size == 0:
-        raise InputError(f"{name} must have at least one pixel, got shape {array.shape}; pass a picture that is not empty")
+        raise InputError(
+            f"{name} must have at least one pixel, got shape {array.shape}; pass a picture that is not empty"
+        )
     if array.dtype == np.uint8:
         values = array
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
@@ -266,7 +268,9 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
         values = _to_bytes(_bounded(array, name))
     else:
         cure = "x.astype('uint8') * 255" if array.dtype == np.bool_ else "x.astype('uint8') if it holds 0..255"
-        raise InputError(f"{name} must be uint8, uint16 or float in [0, 1], got {array.dtype}; convert it, for example {cure}")
+        raise InputError(
+            f"{name} must be uint8, uint16 or float in [0, 1], got {array.dtype}; convert it, for example {cure}"
+        )
     if values.shape[-1] == 1:
         return _grey(values[..., 0])
     if values.shape[-1] == 4:

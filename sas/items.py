@@ -104,9 +104,11 @@ def _corrupted(
     """Cumulative masks with objects dropped and outlines moved; every random number is keyed by picture and slot."""
     device, (height, width), objects = masks.device, masks.shape[-2:], masks.shape[1]
     cells = 4
-    row = keys.items(picture, slot).uniform("corruption", 2 + objects + 2 * cells * cells).to(device)
+    # The objects' numbers come last: how many there are depends on the padding of the batch, and must move no other number.
+    moves = 2 * cells * cells
+    row = keys.items(picture, slot).uniform("corruption", 2 + moves + objects).to(device)
     touched = row[:, 0] < corruption.probability
-    dropped = (row[:, 2 : 2 + objects] < corruption.drop) & touched[:, None]
+    dropped = (row[:, 2 + moves :] < corruption.drop) & touched[:, None]
     clean = _union(masks, in_front)
     mask = _union(masks, in_front & ~dropped).float()
 
@@ -119,7 +121,7 @@ def _corrupted(
         mask = torch.where((radius <= -step)[:, None, None, None], shrunk, mask)
 
     if corruption.warp > 0:
-        field = row[:, 2 + objects :].reshape(-1, 2, cells, cells) * 2 - 1
+        field = row[:, 2 : 2 + moves].reshape(-1, 2, cells, cells) * 2 - 1
         flow = functional.interpolate(field, (height, width), mode="bicubic", align_corners=True) * corruption.warp
         ys, xs = torch.meshgrid(
             torch.linspace(-1, 1, height, device=device), torch.linspace(-1, 1, width, device=device), indexing="ij"

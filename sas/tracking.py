@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,11 +80,20 @@ def _start_wandb(out: Path, project: str, config: dict[str, Any], state: dict[st
     """A wandb run that needs neither login nor network unless the user has set them up."""
     import wandb
 
-    known = os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY")
-    mode: Any = None if known else "offline"
+    mode: Any = None if os.environ.get("WANDB_MODE") or _logged_in() else "offline"
     return wandb.init(
         project=project, dir=str(out), config=config, id=state.get("wandb_id"), resume="allow", mode=mode, name=out.name
     )
+
+
+def _logged_in() -> bool:
+    """Whether the user has given wandb a key, in the environment or by `wandb login`."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _start_tensorboard(out: Path, step: int) -> Any:

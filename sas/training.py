@@ -453,9 +453,7 @@ def _split(positions: range, most: int | None) -> list[range]:
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
-def _not_finite(
-    losses: torch.Tensor, batch: SceneBatch, positions: range, layers: Literal["all"] | int
-) -> list[str]:
+def _not_finite(losses: torch.Tensor, batch: SceneBatch, positions: range, layers: Literal["all"] | int) -> list[str]:
     """Names of the pictures of a micro-batch if a loss of it is not finite."""
     if torch.isfinite(losses).all():
         return []

@@ -24,15 +24,20 @@ class Validation:
 
     own, true: mean IoU of each layer with the model's own, and with the true cumulative masks (nan where no scene has the layer);
     their difference is the exposure error. stop_accuracy: share of scenes whose step after the last layer is void and no step
-    before it is, with true cumulative masks. false_layers: extra layers a scene, with own cumulative masks.
+    before it is, with true cumulative masks; `stops` holds it for each scene, `true_ious` the IoU of each layer. false_layers: extra layers a scene, with own cumulative masks.
     predictions: bool (K, m, m) a scene, with own cumulative masks.
     """
 
     own: list[float]
     true: list[float]
-    stop_accuracy: float
+    true_ious: list[np.ndarray]
+    stops: np.ndarray
     false_layers: float
     predictions: list[np.ndarray]
+
+    @property
+    def stop_accuracy(self) -> float:
+        return float(self.stops.mean())
 
     @property
     def score(self) -> float:
@@ -87,7 +92,8 @@ def validate(
     return Validation(
         own=_by_layer(own),
         true=_by_layer(true),
-        stop_accuracy=float(stops.mean()),
+        true_ious=true,
+        stops=stops,
         false_layers=float(np.mean([false_layers(p, layers[b, : counts[b]]) for b, p in enumerate(predictions)])),
         predictions=predictions,
     )

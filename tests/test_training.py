@@ -234,10 +234,9 @@ def test_composed_scenes_and_a_reader_ahead(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "0") == read_metrics(tmp_path / "2")
 
 
-def golden_losses(out: Path) -> list[float]:
-    config = tiny_config(
-        training_steps=30, training_learning_rate=1e-3, training_warmup_steps=10, logging_validate_every=99
-    )
+def golden_losses(folder: Path) -> list[float]:
+    scenes, out = write_scenes(folder / "scenes"), folder / "run"
+    config = tiny_config(data_scenes=scenes, training_steps=30, training_learning_rate=1e-3, logging_validate_every=99)
     train(config, out)
     return [line["loss"] for line in read_metrics(out) if "loss" in line]
 
@@ -246,7 +245,7 @@ def test_golden_losses(tmp_path: Path) -> None:
     """Thirty losses stay what they were; see the top of this file for how to write them anew."""
     expected = json.loads(GOLDEN.read_text())["loss"]
     assert len(expected) == 30 and len(set(expected)) == 30
-    np.testing.assert_allclose(golden_losses(tmp_path / "run"), expected, rtol=1e-4)
+    np.testing.assert_allclose(golden_losses(tmp_path), expected, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------- going on, and what may change
@@ -470,7 +469,7 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        losses = golden_losses(Path(folder) / "run")
+        losses = golden_losses(Path(folder))
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text(json.dumps({"written_by": "python tests/test_training.py", "loss": losses}, indent=1) + "\n")
     sys.stdout.write(f"{len(losses)} losses -> {GOLDEN}\n")

@@ -73,6 +73,11 @@ class Atlas:
         picture's folder is its group.
         """
         files = [f for f in find_images([str(folder) for folder in folders], recursive=True) if ".mask." not in f.name]
+        if not files:
+            raise InputError(
+                f"folders must hold at least one cutout, got none in {[str(folder) for folder in folders]}; "
+                "name a folder with pictures that have alpha"
+            )
         found = [(_group_of(path), path) for path in files]
         found.sort(key=lambda pair: (pair[0], pair[1].name))
         groups = {name: number for number, name in enumerate(dict.fromkeys(group for group, _ in found))}

@@ -147,8 +147,9 @@ def write_project(
     lines: list[str] = []
     with atomic_folder(Path(path)) as folder:
         (folder / "images").mkdir()
+        taken: set[str] = set()
         for scene in scenes:
-            file = f"images/{scene.id}.png"
+            file = f"images/{_new_id(scene, taken)}.png"
             Image.fromarray(scene.image).save(folder / file)
             lines.append(json.dumps(_entry(scene, file), allow_nan=False))
         text = "".join(line + "\n" for line in lines).encode()
@@ -163,6 +164,20 @@ def write_project(
         }
         write_json(folder / "dataset.json", info)
     return len(lines)
+
+
+def _new_id(scene: Scene, taken: set[str]) -> str:
+    """The scene's id, which names files: refused if it leads elsewhere or if another scene of the set has it."""
+    if not scene.id or scene.id.startswith(".") or any(sign in scene.id for sign in "/\\\0"):
+        raise InputError(
+            f"id of a scene must be a file name without / or a leading dot, got {scene.id!r}; rename the scene"
+        )
+    if scene.id in taken:
+        raise InputError(
+            f"id of a scene must be its own, got {scene.id!r} twice; rename one of the scenes, or one picture would replace the other"
+        )
+    taken.add(scene.id)
+    return scene.id
 
 
 def _entry(scene: Scene, file: str) -> dict[str, Any]:
@@ -236,15 +251,15 @@ class SASFolders(_Scenes):
 
 def write_sas_folders(path: str | Path, scenes: Iterable[Scene]) -> int:
     """Write scenes as `<id>_<layer>` folders; returns how many scenes."""
-    count = 0
+    taken: set[str] = set()
     with atomic_folder(Path(path)) as root:
         for scene in scenes:
+            name = _new_id(scene, taken)
             empty = np.zeros((1, scene.height, scene.width), dtype=bool)
             for layer, mask in enumerate(np.concatenate([scene.layer_masks, empty])):
-                folder = root / f"{scene.id}_{layer}"
+                folder = root / f"{name}_{layer}"
                 folder.mkdir()
                 Image.fromarray(scene.image).save(folder / "image.png")
                 write_mask(folder / "mask.png", mask)
                 write_mask(folder / "newmask.png", scene.cumulative_masks[layer])
-            count += 1
-    return count
+    return len(taken)

@@ -58,11 +58,12 @@ class SceneLoader:
         epoch, place = divmod(place, len(self.scenes))
         if not self.shuffle:
             return place
-        if epoch not in self._orders:
-            generator = generator_for(self.seed, "shuffle", epoch)
-            self._orders = {**{e: o for e, o in self._orders.items() if e == epoch - 1}}
-            self._orders[epoch] = torch.randperm(len(self.scenes), generator=generator)
-        return int(self._orders[epoch][place])
+        order = self._orders.get(epoch)
+        if order is None:
+            order = torch.randperm(len(self.scenes), generator=generator_for(self.seed, "shuffle", epoch))
+            # Replaced as a whole and not read again: another thread may ask for another epoch meanwhile.
+            self._orders = {**{e: o for e, o in self._orders.items() if e == epoch - 1}, epoch: order}
+        return int(order[place])
 
 
 class Prefetcher:
