@@ -6,22 +6,26 @@ A predictor is a function `images, seed -> list[LayeredResult]`; a pipeline is o
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 import yaml
-from pydantic import ValidationError
 from tqdm.auto import tqdm
 
-from sas import metrics
-from sas.config import DataSettings
+from sas import __version__, metrics
+from sas.config import ConfigError, DataSettings, config_from_dict
+from sas.data.composer import Composer
 from sas.data.folders import ProjectFolder, open_scenes
 from sas.factory import build_composer
 from sas.io import InputError, atomic_write_bytes, sha256_pixels
@@ -32,24 +36,32 @@ from sas.validation import validate
 
 Predictor = Callable[[list[np.ndarray], int], list[LayeredResult]]
 TEST_SEED = 2_000_000
+TEST_COUNT = 200
 OCCLUDED_ABOVE = 0.01
 
 RULES = (
-    "Scores are taken at the picture's full size and averaged over images unless it says pooled.",
+    "Scores are taken at the picture's full size; the mean is over images unless a rule below says instances or pooled.",
+    "Objects that show no pixel are left out of the truth.",
+    "Layer k of the prediction is compared with layer k of the truth, over the images that have it.",
     "A layer that is missing scores 0. Extra layers are counted as false layers and not scored.",
+    "Pooled: sum of intersections over sum of unions, missing layers and unmatched instances included.",
+    "First three layers: for each image the mean over those of its first three layers that it has, then over images.",
+    "Pixel AP is the area under the precision-recall curve of a layer's probability map; a missing layer scores 0.",
     "Instances are matched one to one by the Hungarian method on IoU; an unmatched true instance scores 0.",
+    "miou full, invisible iou and instance iou by occlusion are means over all instances, and n counts instances.",
     f"An instance counts as occluded if more than {OCCLUDED_ABOVE:.0%} of its amodal area is hidden.",
     "Invisible-part IoU compares both masks without the instance's visible pixels; an unmatched instance scores 0.",
     "Order accuracy is over pairs of which one occludes the other: both must be matched, and the front one's layer smaller.",
+    "Scenes whose order is unknown have no layers: they enter foreground IoU, miou full and seconds per image alone.",
+    "Seconds per image is the median; a batch's time is shared equally among its images, and reading them is left out.",
     "Scores named true cumulative are at mask resolution, each layer drawn behind the true cumulative mask.",
-    "Pixel AP is the area under the precision-recall curve of a layer's probability map; a missing layer scores 0.",
-    "Intervals are 95 % percentile bootstrap intervals over images (1000 resamples, seed 0).",
+    "Intervals are 95 % percentile bootstrap intervals: images are drawn, with all their instances (1000 resamples, seed 0).",
 )
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a report: mean, its interval, and over how many images (or instances, for occlusion bins)."""
+    """One number of a report: its value, its interval, and over how many images (or instances, see `RULES`); nan if undefined."""
 
     value: float
     low: float
@@ -65,6 +77,9 @@ class Score:
 
     def __str__(self) -> str:
         return "n/a" if np.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+UNDEFINED = Score(float("nan"), float("nan"), float("nan"), 0)
 
 
 @dataclass(frozen=True)
@@ -83,9 +98,11 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        lines = [f"# Evaluation of {self.info['model']['id'] or 'a predictor'} on {self.info['dataset']}", ""]
+        info = self.info
+        lines = [f"# Evaluation of {info['model']['id'] or 'a predictor'} on {info['dataset']}", ""]
         lines += [
-            f"{self.info['images']} images, {self.info['date']}, {self.info['hardware']}. Command: `{self.info['command']}`",
+            f"{info['images']} images ({info['images_without_order']} of unknown order), seed {info['seed']}, "
+            f"{info['date']}, {info['hardware']}. Command: `{info['command']}`",
             "",
         ]
         lines += ["| metric | value [95 % interval] | n |", "|---|---|---|"]
@@ -94,42 +111,85 @@ class Report:
 
     def save(self, out: str | Path) -> None:
         """Write metrics.json and metrics.md into a folder; what else is in it stays."""
-        import json
-
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         atomic_write_bytes(Path(out) / "metrics.json", (text + "\n").encode())
         atomic_write_bytes(Path(out) / "metrics.md", self.to_markdown().encode())
 
 
+class ComposedScenes(Sequence[Scene]):
+    """Scenes made when they are asked for, and the same each time: `path` names the file that describes them."""
+
+    def __init__(self, composer: Composer, count: int, *, path: Path) -> None:
+        self.composer, self.count, self.path = composer, count, path
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Scene]: ...
+    def __getitem__(self, index: int | slice) -> Scene | list[Scene]:
+        chosen = range(self.count)[index]  # IndexError past the end, so that a loop over the sequence ends
+        return self.composer.scenes(0, [chosen])[0] if isinstance(chosen, int) else self.composer.scenes(0, chosen)
+
+
 def load_dataset(path: str | Path) -> Sequence[Scene]:
-    """Scenes of a folder, or composed ones from a data YAML: a `data:` section, and optionally `count:` and `seed:`."""
+    """Scenes of a folder, or composed ones from a data YAML.
+
+    The YAML holds a `data:` section as a configuration does, and optionally `count:` (200) and `seed:` (2000000, which
+    training and validation never use). InputError names the file, the fault and the cure.
+    """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
         return open_scenes(path)
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise InputError(f"data set {path} cannot be read ({error.strerror}); check the path") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"data set {path} is no valid YAML ({' '.join(str(error).split())}); fix the file") from error
-    unknown = sorted(set(values) - {"data", "count", "seed"}) if isinstance(values, dict) else [type(values).__name__]
+    values = _read_yaml(path)
+    unknown = [str(key) for key in values if key not in ("data", "count", "seed")]
     if unknown:
         raise InputError(
             f"data set {path} may hold data, count and seed, got {', '.join(unknown)}; remove what is not known"
         )
     try:
-        data = DataSettings.model_validate(values.get("data", {}))
-    except ValidationError as error:
-        faults = "; ".join(
-            f"data.{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-        )
-        raise InputError(f"data set {path}: {faults}; fix the file") from error
+        data: DataSettings = config_from_dict({"data": values.get("data") or {}}, where=f"data set {path}").data
+    except ConfigError as error:
+        raise InputError(str(error)) from error
     if data.scenes:
+        given = [name for name in ("count", "seed") if name in values]
+        if given:
+            raise InputError(
+                f"data set {path}: data.scenes excludes {' and '.join(given)}, which would have no effect; "
+                "remove one of them, and use --limit for fewer scenes"
+            )
         return open_scenes(data.scenes)
-    count, seed = int(values.get("count", 200)), int(values.get("seed", TEST_SEED))
-    if count < 1:
-        raise InputError(f"data set {path}: count must be at least 1, got {count}; ask for one or more scenes")
-    return build_composer(data, seed=seed, atlas_seed=seed).scenes(0, range(count))
+    count = _whole(values.get("count", TEST_COUNT), low=1, name="count", path=path)
+    seed = _whole(values.get("seed", TEST_SEED), low=0, name="seed", path=path)
+    try:
+        composer = build_composer(data, seed=seed, atlas_seed=seed)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"data set {path}: {error}") from error
+    return ComposedScenes(composer, count, path=path)
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"data set {path} cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"data set {path} is no valid YAML ({' '.join(str(error).split())}); fix the file") from error
+    if not isinstance(values, dict | None):
+        raise InputError(
+            f"data set {path} must hold a section `data:`, got {type(values).__name__}; write `data:` and its fields"
+        )
+    return values or {}
+
+
+def _whole(value: object, *, low: int, name: str, path: Path) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InputError(f"data set {path}: {name} must be a whole number of at least {low}, got {value!r}; change it")
+    return value
 
 
 def pipeline_predictor(
@@ -156,38 +216,78 @@ def evaluate(
     batch: int = 8,
     progress: bool = True,
 ) -> Report:
-    """Score a predictor on scenes. limit: scenes at most. batch: images given to the predictor at once."""
-    if limit is not None and limit < 1:
-        raise InputError(f"limit must be at least 1, got {limit}; leave it out for all scenes")
-    count = min(len(scenes), limit or len(scenes))
+    """Score a predictor on scenes; the rules are `RULES`, and stand in the report.
+
+    predictor: (uint8 (H, W, 3) images, seed) -> one LayeredResult an image. limit: scenes at most, the first ones.
+    batch: images given to the predictor at once. InputError for an empty data set, and for results that do not fit.
+    """
+    for name, value in (("limit", limit), ("batch", batch)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}; leave it out for the default")
+    count = len(scenes) if limit is None else min(len(scenes), limit)
     if not count:
         raise InputError("scenes must hold at least one scene, got none; check the data set")
     rows: list[dict[str, Any]] = []
-    model: dict[str, str] = {"id": "", "sha256": ""}
-    settings: dict[str, Any] = {}
-    digest: list[str] = []
+    digest = hashlib.sha256()
     for start in tqdm(range(0, count, batch), unit="batch", disable=not progress or count <= batch):
         part = [scenes[i].drop_invisible() for i in range(start, min(start + batch, count))]
         began = time.perf_counter()
         results = predictor([scene.image for scene in part], seed)
         seconds = (time.perf_counter() - began) / len(part)
+        _check_results(results, part)
         for scene, result in zip(part, results, strict=True):
             rows.append({**score_scene(scene, result), "seconds_per_image": seconds})
-            digest.append(sha256_pixels(scene.image))
-            model = {"id": result.model.id, "sha256": result.model.sha256}
-            settings = vars(result.settings)
+            _add_scene(digest, scene)
+    last = results[-1]
     info = {
-        "model": model,
-        "sampling": {name: settings[name] for name in ("members", "steps", "seed", "consensus", "mode")},
-        "dataset": str(getattr(scenes, "path", "composed scenes")),
-        "dataset_sha256": scenes.info["sha256"] if isinstance(scenes, ProjectFolder) else _digest(digest),
+        "model": asdict(last.model),
+        "sampling": asdict(last.settings),
+        "seed": seed,
+        "dataset": str(getattr(scenes, "path", "scenes in memory")),
+        "dataset_sha256": scenes.info["sha256"] if isinstance(scenes, ProjectFolder) else digest.hexdigest(),
+        "scored_sha256": digest.hexdigest(),
         "images": count,
-        "command": " ".join(["sas", *sys.argv[1:]]),
+        "images_without_order": sum("layer_ious" not in row for row in rows),
+        "command": shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "hardware": _hardware(),
+        "versions": {
+            "sas": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "diffusers", "numpy", "scipy")},
+        },
     }
     return Report(scores=aggregate(rows), info=info)
+
+
+def _check_results(results: Sequence[LayeredResult], scenes: Sequence[Scene]) -> None:
+    """A predictor is somebody else's function: say what it got wrong before a metric stumbles over it."""
+    if len(results) != len(scenes):
+        raise InputError(
+            f"predictor must return one result an image, got {len(results)} for {len(scenes)}; "
+            "return a LayeredResult without layers where nothing was found"
+        )
+    for scene, result in zip(scenes, results, strict=True):
+        got = (result.geometry.height, result.geometry.width)
+        if got != (scene.height, scene.width):
+            raise InputError(
+                f"predictor must return results in the frame of scene {scene.id!r}, {scene.height}x{scene.width} "
+                f"(HxW), got {got[0]}x{got[1]}; make the Geometry from the image it was given"
+            )
+
+
+def _add_scene(digest: Any, scene: Scene) -> None:
+    """Pixels, masks and order of one scene: two data sets with one hash ask the same question."""
+    order = b"unknown" if scene.order_matrix is None else np.packbits(scene.order_matrix).tobytes()
+    digest.update(f"{sha256_pixels(scene.image)}:{len(scene)}:".encode())
+    for part in (np.packbits(scene.amodal_masks).tobytes(), order):
+        digest.update(hashlib.sha256(part).digest())
+
+
+def _hardware() -> str:
+    """Processor and threads, and the accelerator if this process has used it."""
+    words = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name()}; {words}" if torch.cuda.is_initialized() else words
 
 
 def true_mask_scores(
@@ -236,7 +336,9 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
     predicted = result.masks_full()
     row: dict[str, Any] = {
         "foreground_iou": metrics.foreground_iou(predicted, scene.amodal_masks),
-        "instance_ious": metrics.instance_ious(instances, scene.amodal_masks),
+        "instance_ious": np.where(
+            scene.amodal_masks.any(axis=(1, 2)), metrics.instance_ious(instances, scene.amodal_masks), np.nan
+        ),
     }
     if scene.order_matrix is None:
         return row
@@ -280,10 +382,9 @@ def aggregate(rows: Sequence[dict[str, Any]]) -> dict[str, Score]:
             [row["layer_areas"][k] for row in ordered if len(row["layer_areas"]) > k]
         )
     scores["foreground_iou"] = _mean([row["foreground_iou"] for row in rows])
-    scores["miou_full"] = _mean([float(np.mean(row["instance_ious"])) for row in rows if len(row["instance_ious"])])
+    scores["miou_full"] = _instance_mean([row["instance_ious"] for row in rows])
     if ordered:
-        hidden = [row["invisible_ious"] for row in ordered]
-        scores["invisible_iou"] = _mean([float(np.nanmean(v)) for v in hidden if np.isfinite(v).any()])
+        scores["invisible_iou"] = _instance_mean([row["invisible_ious"] for row in ordered])
         scores["invisible_iou_pooled"] = _ratio([row["invisible_counts"] for row in ordered])
         scores["order_accuracy"] = _ratio([row["pairs"] for row in ordered if row["pairs"][1]])
         scores["layer_count_error"] = _mean([row["layer_count_error"] for row in ordered])
@@ -291,38 +392,45 @@ def aggregate(rows: Sequence[dict[str, Any]]) -> dict[str, Score]:
         scores["false_layers"] = _mean([row["false_layers"] for row in ordered])
         few = [row["false_layers"] > 0 for row in ordered if row["objects"] <= 1]
         scores["false_layers_at_most_one_object"] = _mean(few)
-        rates = np.concatenate([row["occlusion"] for row in ordered])
-        ious = np.concatenate([row["instance_ious"] for row in ordered])
-        bins = np.array([metrics.occlusion_bin(float(rate)) for rate in rates], dtype=int)
         for number, name in enumerate(metrics.bin_names()):
-            scores[f"instance_iou_occluded_{name}"] = _mean(ious[bins == number].tolist())
+            scores[f"instance_iou_occluded_{name}"] = _instance_mean(
+                [row["instance_ious"][_bins(row["occlusion"]) == number] for row in ordered]
+            )
     scores["seconds_per_image"] = _median([row["seconds_per_image"] for row in rows if "seconds_per_image" in row])
     return scores
+
+
+def _bins(rates: np.ndarray) -> np.ndarray:
+    """Occlusion bin of each instance, -1 for one without a pixel: float (N,) -> int (N,)."""
+    return np.array([-1 if np.isnan(rate) else metrics.occlusion_bin(float(rate)) for rate in rates], dtype=int)
 
 
 def _mean(values: Sequence[float]) -> Score:
     numbers = np.asarray(values, dtype=float)
     if not np.isfinite(numbers).any():
-        return Score(float("nan"), float("nan"), float("nan"), 0)
+        return UNDEFINED
     low, high = metrics.bootstrap_interval(numbers)
     return Score(float(np.nanmean(numbers)), low, high, int(np.isfinite(numbers).sum()))
 
 
+def _instance_mean(values: Sequence[np.ndarray]) -> Score:
+    """Mean over all instances (nan left out), one array an image; the interval draws images, whose instances go together."""
+    counts = [int(np.isfinite(scores).sum()) for scores in values]
+    return replace(_ratio([(float(np.nansum(v)), n) for v, n in zip(values, counts, strict=True)]), n=sum(counts))
+
+
 def _median(values: Sequence[float]) -> Score:
     if not values:
-        return Score(float("nan"), float("nan"), float("nan"), 0)
-    return Score(float(np.median(values)), float(np.min(values)), float(np.max(values)), len(values))
+        return UNDEFINED
+    numbers = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(0).integers(len(numbers), size=(1000, len(numbers)))
+    low, high = np.quantile(np.median(numbers[drawn], axis=1), (0.025, 0.975))
+    return Score(float(np.median(numbers)), float(low), float(high), len(numbers))
 
 
-def _ratio(pairs: Sequence[tuple[int, int]]) -> Score:
+def _ratio(pairs: Sequence[tuple[float, float]]) -> Score:
     numerators, denominators = (np.asarray([pair[i] for pair in pairs], dtype=float) for i in (0, 1))
     if not denominators.sum():
-        return Score(float("nan"), float("nan"), float("nan"), 0)
+        return UNDEFINED
     low, high = metrics.ratio_bootstrap_interval(numerators, denominators)
     return Score(float(numerators.sum() / denominators.sum()), low, high, len(pairs))
-
-
-def _digest(parts: Sequence[str]) -> str:
-    import hashlib
-
-    return hashlib.sha256("".join(parts).encode()).hexdigest()

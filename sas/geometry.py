@@ -73,7 +73,7 @@ class Geometry:
 
         Float maps come back as float32, resampled bilinearly; bool masks as bool, resampled and cut at one half.
         """
-        values = torch.as_tensor(maps)
+        values = maps.cpu() if isinstance(maps, torch.Tensor) else torch.from_numpy(np.array(maps))  # may be read-only
         if values.shape[-2:] != (self.mask_size, self.mask_size):
             raise ValueError(
                 f"maps must end in ({self.mask_size}, {self.mask_size}), got {tuple(values.shape)}: "

@@ -32,9 +32,10 @@ class Tracking:
     ) -> None:
         self.path = out / "metrics.jsonl"
         self._cut_back(step)
-        self._file = self.path.open("a", buffering=1)
-        self._wandb = _start_wandb(out, project, config, state) if "wandb" in trackers else None
+        # The board first: it may be missing, and then nothing else must have been started.
         self._board = _start_tensorboard(out, step) if "tensorboard" in trackers else None
+        self._wandb = _start_wandb(out, project, config, state) if "wandb" in trackers else None
+        self._file = self.path.open("a", buffering=1)
         self.state: dict[str, Any] = {"wandb_id": self._wandb.id} if self._wandb else {}
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -58,7 +59,7 @@ class Tracking:
     def close(self) -> None:
         self._file.close()
         if self._wandb:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
         if self._board:
             self._board.close()
 
@@ -67,7 +68,7 @@ class Tracking:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)

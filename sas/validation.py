@@ -24,7 +24,8 @@ class Validation:
 
     own, true: mean IoU of each layer with the model's own, and with the true cumulative masks (nan where no scene has the layer);
     their difference is the exposure error. stop_accuracy: share of scenes whose step after the last layer is void and no step
-    before it is, with true cumulative masks; `stops` holds it for each scene, `true_ious` the IoU of each layer. false_layers: extra layers a scene, with own cumulative masks.
+    before it is, with true cumulative masks; `stops` holds it for each scene, `true_ious` the IoU of each of its layers.
+    false_layers: extra layers a scene, with own cumulative masks.
     predictions: bool (K, m, m) a scene, with own cumulative masks.
     """
 

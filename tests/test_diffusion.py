@@ -217,7 +217,8 @@ def test_condition_is_never_noised_in_training(corruption: Corruption | None) ->
     noisy, timestep, cumulative, features = model.seen[0]
     assert torch.equal(cumulative, items.cumulative.float() * 2 - 1)
     assert torch.equal(features, batch.image[items.picture])
-    assert timestep.dtype == torch.int64 and noisy.unique().numel() > SIZE * SIZE  # the mask's channel is the noised one
+    assert timestep.dtype == torch.int64
+    assert noisy.unique().numel() > SIZE * SIZE  # the mask's channel is the noised one
 
 
 def test_condition_is_never_noised_in_sampling() -> None:
@@ -240,7 +241,7 @@ def test_time_steps_follow_the_bias() -> None:
         for step in range(60):
             objective.loss(model, batch, Keys.span(0, step, 0, 2))
         drawn = torch.cat([timestep for _, timestep, _, _ in model.seen])
-        assert 0 <= drawn.min() and drawn.max() <= 999
+        assert drawn.min() >= 0 and drawn.max() <= 999
         means[bias] = drawn.double().mean().item() / 1000
     # The mean of a density proportional to t^b is (b + 1) / (b + 2); 480 draws have a standard error below 0.014.
     for bias, mean in means.items():
@@ -441,7 +442,7 @@ def test_finite_on_pure_noise_with_a_wild_network(kind: type, steps: int, predic
             return 1e4 * torch.sin(50 * noisy)
 
     soft = draw(make_scheduler(kind, prediction=prediction, zero_snr=True), Wild(), MaskCodec(scale=0.5), steps=steps)
-    assert torch.isfinite(soft).all() and 0 <= soft.min() and soft.max() <= 1
+    assert torch.isfinite(soft).all() and soft.min() >= 0 and soft.max() <= 1
 
 
 def test_sampling_starts_at_pure_noise_and_walks_down() -> None:
@@ -464,7 +465,9 @@ def test_sampling_starts_at_pure_noise_and_walks_down() -> None:
 @pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
 def test_rows_do_not_change_the_result(kind: type) -> None:
     torch.manual_seed(0)
-    model = ConcatUNet(size=SIZE, channels=(8, 16), blocks=1, attention_sizes=(), patch=1, norm_groups=4, heads=0).eval()
+    model = ConcatUNet(
+        size=SIZE, channels=(8, 16), blocks=1, attention_sizes=(), patch=1, norm_groups=4, heads=0
+    ).eval()
     images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     picture = torch.tensor([0, 0, 0, 1, 1])
     drawn = {}
@@ -535,5 +538,7 @@ def test_features_may_be_a_nest() -> None:
     sampler = Sampler(scheduler=scheduler, codec=codec, logits=False, steps=2, rows=2)
     features = (codec.encode(true_masks()), (torch.arange(5.0),))
     cumulative = torch.zeros(3, 1, SIZE, SIZE, dtype=torch.bool)
-    soft = sampler(Nested(scheduler), features, cumulative, [generator_for(0, row) for row in range(3)], picture=picture)
+    soft = sampler(
+        Nested(scheduler), features, cumulative, [generator_for(0, row) for row in range(3)], picture=picture
+    )
     assert torch.equal(soft > 0.5, true_masks()[picture])

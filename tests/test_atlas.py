@@ -1,0 +1,152 @@
+"""Cutouts: rendered, or read from pictures with alpha or with a mask beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sas.data.atlas import Atlas, read_cutout
+from sas.io import InputError
+
+
+def save_cutout(path: Path, *, size: tuple[int, int] = (30, 20), box: tuple[int, int, int, int] = (5, 4, 25, 14)) -> None:
+    """RGBA picture of (width, height): green and opaque inside (left, top, right, bottom), red and transparent outside."""
+    pixels = np.zeros((size[1], size[0], 4), dtype=np.uint8)
+    pixels[..., 0] = 255
+    left, top, right, bottom = box
+    pixels[top:bottom, left:right] = (0, 200, 0, 255)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_cutout_is_trimmed_centred_and_fills_the_square(tmp_path: Path) -> None:
+    save_cutout(tmp_path / "a.png")
+    sprite = read_cutout(tmp_path / "a.png", size=24)
+    assert sprite.shape == (4, 24, 24) and sprite.dtype == torch.uint8
+    alpha = sprite[3] > 127
+    rows, columns = (alpha.any(dim=dim).nonzero().flatten() for dim in (1, 0))
+    assert (columns[0], columns[-1]) == (2, 21), "the longer side fills all but two pixels of margin"
+    assert (rows[0], rows[-1]) == (7, 16), "the shape keeps its proportions, 2 to 1, in the middle"
+    assert alpha.sum() == 20 * 10
+
+
+def test_no_colour_from_outside_the_alpha_leaks_in(tmp_path: Path) -> None:
+    save_cutout(tmp_path / "a.png", size=(97, 61), box=(3, 7, 90, 55))
+    sprite = read_cutout(tmp_path / "a.png", size=20)
+    assert sprite[0].max() <= 1 and sprite[2].max() <= 1, "nowhere the red of the transparent part"
+    assert (sprite[1].int() - 200).abs().max() <= 1, "the object's colour goes on under the transparent part"
+
+
+def test_picture_beside_its_mask(tmp_path: Path) -> None:
+    picture, mask = np.full((10, 16, 3), 90, dtype=np.uint8), np.zeros((10, 16), dtype=np.uint8)
+    picture[2:8, 4:10], mask[2:8, 4:10] = 210, 255
+    Image.fromarray(picture).save(tmp_path / "pear.jpg", quality=100, subsampling=0)
+    Image.fromarray(mask).save(tmp_path / "pear.mask.png")
+    atlas = Atlas.from_folders([tmp_path], size=16)
+    assert len(atlas) == 1 and atlas.names == ("pear",), "the mask is no cutout"
+    assert (atlas.sprites[0, 3] > 127).sum() == 12 * 12
+    assert (atlas.sprites[0, :3, 4:-4, 4:-4].int() - 210).abs().max() < 8
+
+
+def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "pear.png")
+    Image.new("L", (6, 8), 255).save(tmp_path / "pear.mask.png")
+    with pytest.raises(InputError, match=r"pear\.mask\.png must have the size of its image, 6x8 .*got 8x6"):
+        read_cutout(tmp_path / "pear.png", size=16)
+
+
+def test_groups_come_from_names_and_folders(tmp_path: Path) -> None:
+    for name in ("Apple__Red__2", "Apple__Red__1", "Apple__Green__1"):
+        save_cutout(tmp_path / "fruit" / f"{name}.png")
+    for name in ("b", "a"):
+        save_cutout(tmp_path / "things" / "deep" / f"{name}.png")
+    save_cutout(tmp_path / "things" / "c.png")
+    (tmp_path / "things" / "notes.txt").write_text("not a cutout")
+    atlas = Atlas.from_folders([tmp_path / "things", tmp_path / "fruit"], size=16)
+    groups: dict[int, list[str]] = {}
+    for group, name in zip(atlas.group.tolist(), atlas.names, strict=True):
+        groups.setdefault(group, []).append(name)
+    assert sorted(groups) == list(range(4))
+    assert sorted(groups.values()) == [["Apple__Green__1"], ["Apple__Red__1", "Apple__Red__2"], ["a", "b"], ["c"]]
+    assert atlas.group_sizes.tolist() == [len(groups[g]) for g in range(4)]
+    assert atlas.group_starts.tolist() == np.cumsum([0, *(len(groups[g]) for g in range(3))]).tolist()
+
+
+def test_cutout_without_alpha_is_refused_with_its_cure(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "pear.png")
+    with pytest.raises(
+        InputError, match=r"cutout .*pear\.png must have an alpha channel, got mode RGB; save it .* mask beside it as pear\.mask\.png"
+    ):
+        Atlas.from_folders([tmp_path])
+
+
+@pytest.mark.parametrize("alpha", [0, 127])
+def test_transparent_cutout_is_refused(tmp_path: Path, alpha: int) -> None:
+    Image.new("RGBA", (8, 8), (255, 0, 0, alpha)).save(tmp_path / "ghost.png")
+    with pytest.raises(InputError, match=r"ghost\.png must show something, got alpha that is nowhere above 127; remove"):
+        Atlas.from_folders([tmp_path])
+
+
+def test_one_opaque_pixel_is_a_cutout(tmp_path: Path) -> None:
+    save_cutout(tmp_path / "dot.png", box=(7, 7, 8, 8))
+    assert (read_cutout(tmp_path / "dot.png", size=16)[3, 2:-2, 2:-2] == 255).all()
+
+
+def test_palette_with_transparency_is_read(tmp_path: Path) -> None:
+    save_cutout(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture)
+    palette = Image.fromarray((pixels[..., 3] > 0).astype(np.uint8)).convert("P")
+    palette.putpalette([255, 0, 0, 0, 200, 0])
+    palette.save(tmp_path / "b.png", transparency=0)
+    assert torch.equal(read_cutout(tmp_path / "a.png", size=24), read_cutout(tmp_path / "b.png", size=24))
+
+
+def test_folder_without_cutouts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no image file"):
+        Atlas.from_folders([tmp_path])
+    with pytest.raises(InputError, match="folders must hold at least one cutout, got none in"):
+        Atlas.from_folders([])
+    Image.new("L", (4, 4)).save(tmp_path / "lonely.mask.png")
+    with pytest.raises(InputError, match="folders must hold at least one cutout, got none in .*; name a folder"):
+        Atlas.from_folders([tmp_path])
+    with pytest.raises(InputError, match=r"cutout .*absent\.png cannot be read"):
+        Atlas.from_folders([tmp_path / "absent.png"])
+    (tmp_path / "broken.png").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"cutout .*broken\.png cannot be read"):
+        Atlas.from_folders([tmp_path])
+
+
+def test_generated_atlas_shares_classes_out_over_families() -> None:
+    atlas = Atlas.generated(seed=3, classes=3, views=2, size=16, families=("box", "ring"))
+    assert atlas.sprites.shape == (6, 4, 16, 16) and atlas.group.tolist() == [0, 0, 1, 1, 2, 2]
+    assert atlas.names == ("box-000",) * 2 + ("ring-001",) * 2 + ("box-002",) * 2
+    more = Atlas.generated(seed=3, classes=1, views=3, size=16, families=("box", "ring"))
+    assert torch.equal(more.sprites[:2], atlas.sprites[:2]), "a class depends on seed and number alone"
+    with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
+        Atlas.generated(seed=0, classes=0, views=1)
+
+
+def test_chosen_and_joined_number_groups_anew(tiny_atlas: Atlas) -> None:
+    some = tiny_atlas.chosen([5, 1, 0])
+    assert some.group.tolist() == [0, 0, 1] and torch.equal(some.sprites, tiny_atlas.sprites[[0, 1, 5]])
+    assert some.names == tuple(tiny_atlas.names[row] for row in (0, 1, 5))
+    both = some.joined(tiny_atlas)
+    assert both.group.tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 4] and len(both.names) == len(both) == 9
+    with pytest.raises(InputError, match="rows must name at least one cutout, got none"):
+        tiny_atlas.chosen([])
+
+
+def test_bad_atlas_is_named() -> None:
+    sprites = torch.zeros(2, 4, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"sprites must have shape \(s, 4, p, q\), got \(2, 3, 8, 8\)"):
+        Atlas(sprites=sprites[:, :3], group=torch.zeros(2, dtype=torch.int64), names=("a", "b"))
+    for group in ([1, 0], [1, 1]):
+        with pytest.raises(ValueError, match="group must ascend from 0: sort the sprites by group"):
+            Atlas(sprites=sprites, group=torch.tensor(group), names=("a", "b"))
+    with pytest.raises(InputError, match="sprites must hold at least one cutout, got none"):
+        Atlas(sprites=sprites[:0], group=torch.zeros(0, dtype=torch.int64), names=())

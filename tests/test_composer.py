@@ -1,0 +1,229 @@
+"""Composed scenes: pure in their position, and true to the laws of masks, order and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from sas.data.atlas import Atlas
+from sas.data.composer import Composer, SceneStyle, layers_front_to_back
+from sas.geometry import PADDING_VALUE
+from sas.masks import reduce_by_area, union
+from sas.order import layers_from_order, significant_order
+from sas.scene import Scene
+
+Make = Callable[..., Composer]
+PLAIN = SceneStyle(empty=0.0, twins=0.0, letterbox=0.0)
+CROWDED = replace(PLAIN, objects=(3, 6), spread=(0.1, 0.4))
+
+
+@pytest.fixture
+def make(tiny_atlas: Atlas, tiny_backgrounds: np.ndarray) -> Make:
+    """`make(style, **options)`: a composer of scenes of 16 pixels on a canvas of 32."""
+
+    def build(style: SceneStyle = SceneStyle(), **options: object) -> Composer:
+        return Composer(
+            tiny_atlas,
+            tiny_backgrounds,
+            **{"seed": 5, "image_size": 16, "mask_size": 16, "style": style, **options},  # type: ignore[arg-type]
+        )
+
+    return build
+
+
+def identical(a: Scene, b: Scene) -> bool:
+    return (
+        (a.image == b.image).all()
+        and np.array_equal(a.amodal_masks, b.amodal_masks)
+        and np.array_equal(a.order_matrix, b.order_matrix)  # type: ignore[arg-type]
+        and (a.names, a.id, a.dropped) == (b.names, b.id, b.dropped)
+    )
+
+
+@pytest.mark.parametrize("split", [[[5, 4, 3, 2, 1, 0]], [[0, 1, 2], [3, 4, 5]], [[3], [1, 5], [4], [0, 2]]])
+def test_a_scene_depends_on_its_position_alone(make: Make, split: Sequence[Sequence[int]]) -> None:
+    composer = make(SceneStyle(twins=0.5))
+    whole = composer.scenes(3, range(6))
+    torch.manual_seed(len(split))
+    for part in split:
+        for position, scene in zip(part, composer.scenes(3, part), strict=True):
+            assert identical(scene, whole[position])
+            assert scene.id == f"5-3-{position}"
+    batch, other = composer.batch(3, range(6)), composer.batch(3, [4, 1])
+    for row, position in enumerate((4, 1)):
+        for name in ("image", "amodal_masks", "counts", "layer_index", "order_matrix", "known"):
+            assert torch.equal(getattr(other, name)[row], getattr(batch, name)[position])
+
+
+def test_step_and_seed_make_other_scenes(make: Make) -> None:
+    first = make().scenes(0, range(3))
+    assert not any(identical(a, b) for a, b in zip(first, make().scenes(1, range(3)), strict=True))
+    other = make(seed=6).scenes(0, range(3))
+    assert not any((a.image == b.image).all() for a, b in zip(first, other, strict=True))
+
+
+def test_number_of_objects_stays_in_its_range(make: Make) -> None:
+    scenes = make(replace(PLAIN, objects=(0, 3), min_visible=0.0)).scenes(0, range(60))
+    assert {len(scene) + scene.dropped for scene in scenes} == {0, 1, 2, 3}
+    assert max(map(len, scenes)) == 3
+    for scene in scenes:
+        assert scene.visible.any(axis=(1, 2)).all(), "every object shows a pixel"
+
+
+def test_empty_scenes_hold_nothing(make: Make) -> None:
+    batch = make(replace(PLAIN, empty=1.0)).batch(0, range(4))
+    assert batch.counts.tolist() == [0] * 4 and not batch.amodal_masks.any() and (batch.layer_index == -1).all()
+    assert batch.image.flatten(1).std(dim=1).min() > 0, "the background is there"
+
+
+def test_one_object_at_most(make: Make) -> None:
+    batch = make(replace(PLAIN, objects=(1, 1))).batch(0, range(5))
+    assert batch.amodal_masks.shape[1] == 1 and batch.layer_index.max() == 0
+
+
+def test_intra_class_scenes_share_a_group(make: Make) -> None:
+    def groups(share: float) -> list[set[str]]:
+        return [set(scene.names) for scene in make(replace(CROWDED, intra_class=share)).scenes(0, range(20))]
+
+    alike, mixed = groups(1.0), groups(0.0)
+    assert all(len(group) == 1 for group in alike) and len(set.union(*alike)) == 3, "a group has one name here"
+    assert sum(len(group) > 1 for group in mixed) > 10
+
+
+def test_twins_show_the_same_objects_without_the_occluders(make: Make) -> None:
+    scenes = make(replace(CROWDED, twins=1.0, noise=0.0)).scenes(0, range(16))
+    removed, away = 0, []
+    for left, twin in zip(scenes[::2], scenes[1::2], strict=True):
+        stays = ~left.occlusion.any(axis=1)
+        assert np.array_equal(twin.amodal_masks, left.amodal_masks[stays])
+        assert twin.names == tuple(name for name, keep in zip(left.names, stays, strict=True) if keep)
+        assert not twin.occlusion.any() and twin.dropped == left.dropped + (~stays).sum()
+        removed += int((~stays).sum())
+        gone = union(left.amodal_masks[~stays])
+        near = functional.max_pool2d(torch.from_numpy(gone)[None].float(), 9, stride=1, padding=4)[0].numpy() > 0
+        change = np.abs(left.image.astype(int) - twin.image).mean(axis=-1)
+        assert change[gone].sum() > 0 or stays.all()
+        away.append(change[~near])
+    assert removed > 5
+    assert np.concatenate(away).size > 1000 and np.concatenate(away).mean() < 3, "elsewhere only shadows differ"
+
+
+@pytest.mark.parametrize("style", [CROWDED, replace(CROWDED, twins=1.0, letterbox=1.0)])
+def test_visible_part_of_a_layer_is_its_mask_minus_the_cumulative_mask(make: Make, style: SceneStyle) -> None:
+    for scene in make(style, min_overlap=0.0).scenes(1, range(12)):
+        for k, layer in enumerate(scene.layer_masks):
+            seen = union(scene.visible[scene.layer_index == k])
+            assert (seen == layer & ~scene.cumulative_masks[k]).all()
+
+
+def test_objects_come_first_in_depth_order_and_padding_last(make: Make) -> None:
+    made = make(CROWDED).compose(0, range(6))
+    for b in range(6):
+        n = int(made.counts[b])
+        assert made.masks[b, :n].any(dim=(-2, -1)).all() and not made.masks[b, n:].any()
+        assert not made.order[b, n:].any() and not made.order[b, :, n:].any()
+        assert not made.order[b].tril().any(), "the front ones come first"
+        assert not (made.order[b] & ~made.overlaps[b]).any()
+
+
+@pytest.mark.parametrize("min_overlap", [0.0, 0.01, 0.2])
+def test_batch_is_the_scenes_reduced_by_area(make: Make, min_overlap: float) -> None:
+    composer = make(replace(CROWDED, letterbox=0.5, empty=0.1), min_overlap=min_overlap, mask_size=8)
+    positions = range(16)
+    batch, scenes = composer.batch(2, positions), composer.scenes(2, positions)
+    assert batch.counts.tolist() == [len(scene) for scene in scenes] and batch.ids == tuple(s.id for s in scenes)
+    deepest = 0
+    for b, scene in enumerate(scenes):
+        n = len(scene)
+        reduced = reduce_by_area(scene.amodal_masks, 4)
+        assert (batch.amodal_masks[b, :n].numpy() == reduced).all() and not batch.amodal_masks[b, n:].any()
+        assert scene.order_matrix is not None
+        order = significant_order(scene.order_matrix, scene.amodal_masks, min_overlap=min_overlap)
+        assert (batch.order_matrix[b, :n, :n].numpy() == order).all()
+        assert batch.layer_index[b].tolist() == layers_from_order(order).layer_index.tolist() + [-1] * (6 - n)
+        image = functional.avg_pool2d(torch.from_numpy(scene.image).permute(2, 0, 1)[None].float(), 2)[0]
+        assert (batch.image[b] - (image / 127.5 - 1)).abs().max() < 0.01
+        deepest = max(deepest, int(batch.layer_counts[b]))
+    assert deepest >= 3, "the scenes must have some depth"
+
+
+def test_letterbox_bars_are_grey_unknown_and_free_of_objects(make: Make) -> None:
+    composer = make(replace(CROWDED, letterbox=1.0))
+    batch, made = composer.batch(0, range(12)), composer.compose(0, range(12))
+    assert batch.known.shape == (12, 1, 16, 16) and batch.known.dtype == torch.bool
+    partly = ~batch.known.flatten(1).all(dim=1)
+    assert partly.sum() > 6 and batch.known.flatten(1).any(dim=1).all()
+    assert not (made.masks & ~made.frame).any()
+    bars = (~made.frame).expand(-1, 3, -1, -1)
+    assert (made.image[bars] == torch.tensor(PADDING_VALUE / 255)).all()
+    for known in batch.known[:, 0]:
+        rows, columns = known.any(dim=1), known.any(dim=0)
+        assert torch.equal(known, rows[:, None] & columns[None]), "the known part is a rectangle"
+        assert torch.equal(known, known.flip(0)) and torch.equal(known, known.flip(1)), "in the middle"
+    assert make(PLAIN).batch(0, range(4)).known.all()
+
+
+def test_the_front_object_owns_the_pixels_it_covers(tiny_backgrounds: np.ndarray) -> None:
+    """Plain sprites of two colours: where a mask is visible, the picture has its object's colour."""
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0]], dtype=torch.uint8)
+    sprites = torch.zeros(2, 4, 16, 16, dtype=torch.uint8)
+    sprites[:, :3] = colours[:, :, None, None]
+    sprites[:, 3, 3:-3, 3:-3] = 255
+    atlas = Atlas(sprites=sprites, group=torch.tensor([0, 1]), names=("red", "green"))
+    style = replace(CROWDED, lighting=0.0, colour=0.0, noise=0.0, intra_class=0.0)
+    composer = Composer(atlas, tiny_backgrounds, seed=0, image_size=32, mask_size=32, style=style, min_overlap=0.0)
+    seen = set()
+    for scene in composer.scenes(0, range(8)):
+        for name, mask in zip(scene.names, scene.visible, strict=True):
+            inside = functional.max_pool2d(1 - torch.from_numpy(mask)[None].float(), 7, stride=1, padding=3)[0] == 0
+            if inside.any():
+                own = ("red", "green").index(name)
+                pixels = scene.image[inside.numpy()]
+                assert pixels[:, own].min() > 60 and np.delete(pixels, own, axis=1).max() <= 1, "only shadows fall on it"
+                seen.add(name)
+    assert seen == {"red", "green"}
+
+
+def test_ranges(make: Make) -> None:
+    composer = make(replace(CROWDED, lighting=1.0, colour=1.0, noise=1.0))
+    batch = composer.batch(0, range(8))
+    assert batch.image.dtype == torch.float32 and batch.image.shape == (8, 3, 16, 16)
+    assert batch.image.min() >= -1 and batch.image.max() <= 1
+    made = composer.compose(0, range(8)).image
+    assert made.min() >= 0 and made.max() <= 1 and made.isfinite().all()
+    assert composer.scenes(0, [0])[0].image.shape == (32, 32, 3)
+
+
+def test_hardly_visible_objects_are_left_out(make: Make) -> None:
+    style = replace(CROWDED, min_visible=0.5)
+    scenes = make(style, min_overlap=0.0).scenes(0, range(20))
+    for scene in scenes:
+        share = scene.visible.sum(axis=(1, 2)) / scene.amodal_masks.sum(axis=(1, 2))
+        assert (share >= 0.5).all()
+    assert sum(scene.dropped for scene in scenes) > 5
+
+
+def test_layers_front_to_back_agrees_with_the_general_rule() -> None:
+    order = torch.rand(50, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.4
+    order = order.triu(1)
+    counts = torch.arange(50) % 7
+    inside = torch.arange(6)[None] < counts[:, None]
+    order &= inside[:, :, None] & inside[:, None, :]
+    result = layers_front_to_back(order, counts)
+    for b in range(50):
+        n = int(counts[b])
+        expected = layers_from_order(order[b, :n, :n].numpy()).layer_index.tolist()
+        assert result[b].tolist() == expected + [-1] * (6 - n)
+
+
+def test_bad_settings_are_named(make: Make) -> None:
+    with pytest.raises(ValueError, match="mask_size must divide the canvas of image_size x oversample = 32, got 12: choose"):
+        make(mask_size=12)
+    for objects in ((2, 1), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=r"objects must be \(fewest, most\) with 0 <= fewest <= most and most >= 1, got"):
+            make(replace(PLAIN, objects=objects))

@@ -1,0 +1,120 @@
+"""Sources of batches: each scene once an epoch, and nothing that depends on workers, parts or reading ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from sas.data.atlas import Atlas
+from sas.data.composer import Composer
+from sas.data.source import Prefetcher, SceneLoader, SceneSource
+from sas.scene import Scene, SceneBatch
+
+SIZE = 8
+
+
+def make_scene(number: int) -> Scene:
+    image = np.full((SIZE, SIZE, 3), number, dtype=np.uint8)
+    masks = np.zeros((number % 3, SIZE, SIZE), dtype=bool)
+    masks[:, :4, : 1 + number % 5] = True
+    return Scene(image=image, amodal_masks=masks, order_matrix=np.triu(np.ones((number % 3,) * 2, bool), 1), id=str(number))
+
+
+SCENES = [make_scene(number) for number in range(7)]
+
+
+def make_loader(**options: object) -> SceneLoader:
+    settings = {"seed": 1, "batch_size": 4, "image_size": SIZE, "mask_size": SIZE, **options}
+    return SceneLoader(SCENES, **settings)  # type: ignore[arg-type]
+
+
+def ids(source: SceneSource, steps: Sequence[int], *, batch_size: int = 4) -> list[str]:
+    return [name for step in steps for name in source.batch(step, range(batch_size)).ids]
+
+
+def same(a: SceneBatch, b: SceneBatch) -> bool:
+    names = ("image", "amodal_masks", "counts", "layer_index", "order_matrix", "known")
+    return a.ids == b.ids and all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+def test_an_epoch_covers_each_scene_exactly_once() -> None:
+    order = ids(make_loader(), range(7))  # 28 places: four epochs of seven scenes, which end within batches
+    epochs = [order[start : start + 7] for start in range(0, 28, 7)]
+    for epoch in epochs:
+        assert sorted(epoch) == [str(number) for number in range(7)]
+    assert len({tuple(epoch) for epoch in epochs}) > 1, "shuffled anew"
+    assert order != ids(make_loader(seed=2), range(7))
+
+
+def test_without_shuffling_the_order_is_kept() -> None:
+    assert ids(make_loader(shuffle=False), range(3)) == [str(place % 7) for place in range(12)]
+
+
+def test_batches_do_not_depend_on_what_was_read_before() -> None:
+    loader = make_loader()
+    straight = [loader.batch(step, range(4)) for step in range(6)]
+    for step in (5, 0, 3, 4, 0):
+        assert same(make_loader().batch(step, range(4)), straight[step])
+        assert same(loader.batch(step, range(4)), straight[step])
+
+
+def test_parts_of_a_batch_are_its_rows() -> None:
+    whole = make_loader().batch(1, range(4))
+    for part in ([0, 1], [2, 3], [3], [2, 0]):
+        got = make_loader().batch(1, part)
+        assert got.ids == tuple(whole.ids[row] for row in part)
+        assert torch.equal(got.image, whole.image[part])
+        assert torch.equal(got.amodal_masks, whole.amodal_masks[part][:, : got.amodal_masks.shape[1]])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int) -> None:
+    plain, threaded = make_loader(), make_loader(workers=workers)
+    for step in range(4):
+        assert same(plain.batch(step, range(4)), threaded.batch(step, range(4)))
+
+
+def test_objects_that_nobody_sees_are_left_out() -> None:
+    """In scene 2 the second object lies exactly below the first."""
+    loader = make_loader(shuffle=False, batch_size=1)
+    assert len(SCENES[2]) == 2 and loader.batch(2, [0]).counts.tolist() == [1]
+
+
+def test_reading_ahead_changes_nothing(tiny_atlas: Atlas, tiny_backgrounds: np.ndarray) -> None:
+    for source in (make_loader(), Composer(tiny_atlas, tiny_backgrounds, seed=0, image_size=8, mask_size=8)):
+        ahead = Prefetcher(source)
+        ahead.prepare(0, range(4))
+        for step in range(4):
+            batch = ahead.batch(step, range(4))
+            ahead.prepare(step + 1, range(4))
+            ahead.prepare(step + 1, range(4))
+            assert same(batch, source.batch(step, range(4)))
+        assert same(ahead.batch(9, [2]), source.batch(9, [2])), "what was not prepared is read at once"
+
+
+def test_an_error_ahead_is_told_when_the_batch_is_asked_for() -> None:
+    class Broken:
+        def batch(self, step: int, positions: Sequence[int]) -> SceneBatch:
+            raise ValueError(f"step {step} is broken")
+
+    ahead = Prefetcher(Broken())
+    ahead.prepare(3, [0])
+    with pytest.raises(ValueError, match="step 3 is broken"):
+        ahead.batch(3, [0])
+
+
+def test_threads_may_ask_for_different_epochs_at_once() -> None:
+    loader, steps = make_loader(), [step for _ in range(60) for step in (0, 9, 20, 2)]
+    expected = {step: make_loader().batch(step, range(4)).ids for step in set(steps)}
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda step: loader.batch(step, range(4)).ids, steps))
+    assert got == [expected[step] for step in steps]
+
+
+def test_no_scene_is_refused() -> None:
+    with pytest.raises(ValueError, match="scenes must hold at least one scene, got none: check the data folder"):
+        SceneLoader([], seed=0, batch_size=1, image_size=8, mask_size=8)
