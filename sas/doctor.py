@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sas.data.folders import open_scenes
+from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.io import InputError
 from sas.pipeline import SASPipeline, find_weights
+from sas.scene import Scene
+from sas.tracking import _logged_in
 
 MINIMA = {
     "torch": (2, 6),
@@ -28,6 +32,10 @@ MINIMA = {
     "pillow": (11, 0),
     "pydantic": (2, 9),
 }
+PYTHON = (3, 11)
+PICTURE = 32  # side of the test picture, pixels
+SLOW = 60.0  # seconds for it; a CPU core of ten years ago needs a fraction of this
+UNREADABLE = (InputError, ValueError, KeyError, TypeError, IndexError, OSError)
 EXTRAS = {"tensorboard": "tensorboard", "matplotlib": "notebook", "IPython": "notebook"}
 
 
@@ -43,52 +51,73 @@ class Check:
 
 def examine(weights: str | None = None) -> list[Check]:
     """Look at versions, devices, weights and the working folder."""
-    python = sys.version_info[:2]
-    checks = [Check("Python", python >= (3, 11), platform.python_version(), "install Python 3.11 or newer")]
-    checks += [_version(package, least) for package, least in MINIMA.items()]
-    checks += [_device(), _weights(weights), _guarded("sampling", lambda: _sampling(weights)), _folder()]
+    least = ".".join(map(str, PYTHON))
+    checks = [
+        Check("Python", sys.version_info[:2] >= PYTHON, platform.python_version(), f"install Python {least} or newer")
+    ]
+    checks += [_version(package, minimum) for package, minimum in MINIMA.items()]
+    checks += [_device(), *_pipeline(weights), _folder()]
     for module, extra in EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
         words = "installed" if found else f'not installed (optional: pip install "sas-amodal[{extra}]")'
         checks.append(Check(f"extra {module}", True, words))
-    mode = os.environ.get("WANDB_MODE") or (
-        "online" if os.environ.get("WANDB_API_KEY") else "offline unless WANDB_API_KEY is set"
-    )
+    mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline (no key: run `wandb login`)")
     checks.append(Check("wandb", True, mode))
     return checks
 
 
 def check_scenes(path: str | Path) -> list[Check]:
-    """Read every scene of a data folder and name what is wrong with it."""
+    """Read every scene of a data folder and name what is wrong with it.
+
+    The first check sums up. After it stands one for each finding: ok is False where a scene cannot be used as it is
+    (unreadable, wrong size, empty mask), True where it can but something is left out (objects without a visible pixel,
+    edges cut to break cycles).
+    """
     try:
         scenes = open_scenes(path)
-    except (InputError, OSError) as error:
-        words, _, cure = str(error).partition("; ")
-        return [Check(f"data {path}", False, words, cure or "check the path")]
-    checks, objects, layers = [], 0, 0
+    except UNREADABLE as error:
+        return [_failed(f"data {path}", error, cure="check the path")]
+    checks: list[Check] = []
+    read = objects = layers = 0
     for number in range(len(scenes)):
+        name = f"scene {_scene_id(scenes, number)}"
         try:
             scene = scenes[number]
-        except (InputError, ValueError, KeyError, OSError) as error:
-            words, _, cure = str(error).partition("; ")
-            checks.append(Check(f"scene {number}", False, words, cure or "write the data set again"))
+        except UNREADABLE as error:
+            checks.append(_failed(name, error, cure="write the data set again"))
             continue
-        empty = [i for i, mask in enumerate(scene.amodal_masks) if not mask.any()]
-        if empty:
-            checks.append(Check(f"scene {scene.id}", False, f"objects {empty} have empty masks", "remove them"))
+        checks += _findings(scene, name)
         whole = scene.drop_invisible()
-        if whole.dropped > scene.dropped:
-            hidden = whole.dropped - scene.dropped
-            checks.append(Check(f"scene {scene.id}", True, f"{hidden} objects show no pixel and will be dropped"))
-        if whole.order_matrix is not None:
-            if whole.assignment.cut_edges:
-                checks.append(
-                    Check(f"scene {scene.id}", True, f"cycles: edges {whole.assignment.cut_edges} will be cut")
-                )
-            layers += len(whole.layer_masks)
-        objects += len(whole)
-    words = f"{len(scenes)} scenes, {objects} objects, {layers} layers"
-    return [Check(f"data {path}", all(check.ok for check in checks), words, "see the lines below"), *checks]
+        read, objects = read + 1, objects + len(whole)
+        layers += len(whole.layer_masks) if whole.order_matrix is not None else 0
+    faults = sum(not check.ok for check in checks)
+    words = f"{read} of {len(scenes)} scenes read, {objects} objects, {layers} layers, {faults} faults"
+    return [Check(f"data {path}", not faults, words, "" if not faults else "see the lines below"), *checks]
+
+
+def _findings(scene: Scene, name: str) -> Iterator[Check]:
+    """What is wrong, or will be left out, in a scene that could be read."""
+    empty = [i for i, mask in enumerate(scene.amodal_masks) if not mask.any()]
+    if empty:
+        yield Check(name, False, f"objects {empty} have empty masks", "remove these objects or draw their masks")
+    whole = scene.drop_invisible()
+    hidden = whole.dropped - scene.dropped - len(empty)  # an empty mask shows no pixel either, but is told above
+    if hidden > 0:
+        yield Check(name, True, f"{hidden} objects show no pixel and will be dropped")
+    if whole.order_matrix is None:
+        yield Check(name, True, "the order is unknown, so it has no layers and only scores without order")
+    elif whole.assignment.cut_edges:
+        yield Check(name, True, f"cycles: edges {list(whole.assignment.cut_edges)} (front, behind) will be cut")
+
+
+def _scene_id(scenes: ProjectFolder | SASFolders, number: int) -> str:
+    """The id of a scene, also of one that cannot be read; its number if even that is damaged."""
+    if isinstance(scenes, SASFolders):
+        return scenes.ids[number]
+    try:
+        return str(json.loads(scenes.lines[number])["id"])
+    except UNREADABLE:
+        return f"in line {number + 1}"
 
 
 def _version(package: str, least: tuple[int, ...]) -> Check:
@@ -97,7 +126,7 @@ def _version(package: str, least: tuple[int, ...]) -> Check:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return Check(package, False, "not installed", f'pip install "{package}>={wanted}"')
-    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+    numbers = tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
     return Check(package, numbers >= least, version, f'pip install "{package}>={wanted}"')
 
 
@@ -106,43 +135,52 @@ def _device() -> Check:
         half = "with" if torch.cuda.is_bf16_supported() else "without"
         return Check("device", True, f"{torch.cuda.get_device_name()}, {half} bfloat16")
     if torch.backends.mps.is_available():
-        return Check("device", True, "mps")
+        return Check("device", True, "mps, float32")
     return Check("device", True, f"CPU, {torch.get_num_threads()} threads, float32")
 
 
-def _weights(weights: str | None) -> Check:
-    def look() -> Check:
+def _pipeline(weights: str | None) -> list[Check]:
+    """Whether the weights load (which verifies their manifest), and whether they take a picture apart in good time."""
+    try:
         folder = find_weights(weights)
         pipe = SASPipeline.from_pretrained(weights)
-        count = sum(parameter.numel() for parameter in pipe.model.parameters())
-        return Check("weights", True, f"{folder or weights}, {count / 1e6:.2f} M parameters, manifest verified")
+    except (ValueError, RuntimeError, OSError) as error:
+        return [
+            _failed("weights", error, cure="install sas-amodal again"),
+            Check("sampling", False, "not tried, because the weights do not load", "see the line above"),
+        ]
+    millions = sum(parameter.numel() for parameter in pipe.model.parameters()) / 1e6
+    verified = "manifest verified" if folder else "from the hub, no manifest"
+    loaded = Check("weights", True, f"{folder or weights}, {millions:.2f} M parameters, {verified}")
+    return [loaded, _sampling(pipe)]
 
-    return _guarded("weights", look)
 
-
-def _sampling(weights: str | None) -> Check:
-    pipe = SASPipeline.from_pretrained(weights)
+def _sampling(pipe: SASPipeline) -> Check:
     pipe.set_progress_bar_config(disable=True)
     started = time.perf_counter()
-    result = pipe(np.full((64, 64, 3), 128, dtype=np.uint8))
+    try:
+        result = pipe(np.full((PICTURE, PICTURE, 3), 128, dtype=np.uint8))
+    except (ValueError, RuntimeError, OSError) as error:
+        return _failed("sampling", error, cure="install sas-amodal again")
+    seconds = time.perf_counter() - started
+    words = f"a grey picture of {PICTURE}x{PICTURE} took {seconds:.1f} s and has {len(result)} layers"
     return Check(
-        "sampling", True, f"a grey picture took {time.perf_counter() - started:.1f} s and has {len(result)} layers"
+        "sampling", seconds < SLOW, words, f"it should take less than {SLOW:g} s: free the machine, or use a GPU"
     )
 
 
 def _folder() -> Check:
     try:
-        with tempfile.TemporaryFile(dir=Path.cwd()):
-            return Check("working folder", True, f"{Path.cwd()} can be written")
+        folder = Path.cwd()
+        with tempfile.TemporaryFile(dir=folder):
+            return Check("working folder", True, f"{folder} can be written")
     except OSError as error:
-        return Check(
-            "working folder", False, f"{Path.cwd()} cannot be written ({error.strerror})", "change to another folder"
-        )
+        return Check("working folder", False, f"it cannot be written ({error.strerror})", "change to another folder")
 
 
-def _guarded(name: str, look: Callable[[], Check]) -> Check:
-    try:
-        return look()
-    except (InputError, ValueError, RuntimeError, OSError) as error:
-        words, _, cure = " ".join(str(error).split()).partition("; ")
-        return Check(name, False, words, cure or "install sas-amodal again")
+def _failed(name: str, error: Exception, *, cure: str) -> Check:
+    """A check that fails with the words of an error, whose cure stands after its first semicolon."""
+    words, _, told = " ".join(str(error).split()).partition("; ")
+    if not isinstance(error, InputError):  # no words for the reader, such as the bare key of a KeyError
+        words = f"{type(error).__name__}: {words}"
+    return Check(name, False, words, told or cure)

@@ -120,17 +120,17 @@ class ComposedScenes(Sequence[Scene]):
     """Scenes made when they are asked for, and the same each time: `path` names the file that describes them."""
 
     def __init__(self, composer: Composer, count: int, *, path: Path) -> None:
-        self.composer, self.count, self.path = composer, count, path
+        self.composer, self.path, self._length = composer, path, count
 
     def __len__(self) -> int:
-        return self.count
+        return self._length
 
     @overload
     def __getitem__(self, index: int) -> Scene: ...
     @overload
     def __getitem__(self, index: slice) -> list[Scene]: ...
     def __getitem__(self, index: int | slice) -> Scene | list[Scene]:
-        chosen = range(self.count)[index]  # IndexError past the end, so that a loop over the sequence ends
+        chosen = range(self._length)[index]  # IndexError past the end, so that a loop over the sequence ends
         return self.composer.scenes(0, [chosen])[0] if isinstance(chosen, int) else self.composer.scenes(0, chosen)
 
 

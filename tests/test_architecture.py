@@ -142,7 +142,14 @@ def test_nobody_calls_hash(name: str) -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_randomness_has_a_generator(name: str) -> None:
     """No library function draws from or seeds a global state."""
-    state = ("np.random.seed", "np.random.rand", "np.random.randn", "np.random.randint", "np.random.choice", "random.seed")
+    state = (
+        "np.random.seed",
+        "np.random.rand",
+        "np.random.randn",
+        "np.random.randint",
+        "np.random.choice",
+        "random.seed",
+    )
     drawn = [node.lineno for called, node in calls(name) if called in (*state, "random.random", "random.choice")]
     drawn += [
         node.lineno

@@ -13,7 +13,9 @@ from sas.data.atlas import Atlas, read_cutout
 from sas.io import InputError
 
 
-def save_cutout(path: Path, *, size: tuple[int, int] = (30, 20), box: tuple[int, int, int, int] = (5, 4, 25, 14)) -> None:
+def save_cutout(
+    path: Path, *, size: tuple[int, int] = (30, 20), box: tuple[int, int, int, int] = (5, 4, 25, 14)
+) -> None:
     """RGBA picture of (width, height): green and opaque inside (left, top, right, bottom), red and transparent outside."""
     pixels = np.zeros((size[1], size[0], 4), dtype=np.uint8)
     pixels[..., 0] = 255
@@ -79,7 +81,8 @@ def test_groups_come_from_names_and_folders(tmp_path: Path) -> None:
 def test_cutout_without_alpha_is_refused_with_its_cure(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "pear.png")
     with pytest.raises(
-        InputError, match=r"cutout .*pear\.png must have an alpha channel, got mode RGB; save it .* mask beside it as pear\.mask\.png"
+        InputError,
+        match=r"cutout .*pear\.png must have an alpha channel, got mode RGB; save it .* mask beside it as pear\.mask\.png",
     ):
         Atlas.from_folders([tmp_path])
 
@@ -87,7 +90,9 @@ def test_cutout_without_alpha_is_refused_with_its_cure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("alpha", [0, 127])
 def test_transparent_cutout_is_refused(tmp_path: Path, alpha: int) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, alpha)).save(tmp_path / "ghost.png")
-    with pytest.raises(InputError, match=r"ghost\.png must show something, got alpha that is nowhere above 127; remove"):
+    with pytest.raises(
+        InputError, match=r"ghost\.png must show something, got alpha that is nowhere above 127; remove"
+    ):
         Atlas.from_folders([tmp_path])
 
 
@@ -107,7 +112,7 @@ def test_palette_with_transparency_is_read(tmp_path: Path) -> None:
 
 
 def test_folder_without_cutouts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no image file"):
+    with pytest.raises(InputError, match=r"holds no image file"):
         Atlas.from_folders([tmp_path])
     with pytest.raises(InputError, match="folders must hold at least one cutout, got none in"):
         Atlas.from_folders([])

@@ -184,7 +184,9 @@ def test_the_front_object_owns_the_pixels_it_covers(tiny_backgrounds: np.ndarray
             if inside.any():
                 own = ("red", "green").index(name)
                 pixels = scene.image[inside.numpy()]
-                assert pixels[:, own].min() > 60 and np.delete(pixels, own, axis=1).max() <= 1, "only shadows fall on it"
+                assert pixels[:, own].min() > 60 and np.delete(pixels, own, axis=1).max() <= 1, (
+                    "only shadows fall on it"
+                )
                 seen.add(name)
     assert seen == {"red", "green"}
 
@@ -222,8 +224,12 @@ def test_layers_front_to_back_agrees_with_the_general_rule() -> None:
 
 
 def test_bad_settings_are_named(make: Make) -> None:
-    with pytest.raises(ValueError, match="mask_size must divide the canvas of image_size x oversample = 32, got 12: choose"):
+    with pytest.raises(
+        ValueError, match="mask_size must divide the canvas of image_size x oversample = 32, got 12: choose"
+    ):
         make(mask_size=12)
     for objects in ((2, 1), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match=r"objects must be \(fewest, most\) with 0 <= fewest <= most and most >= 1, got"):
+        with pytest.raises(
+            ValueError, match=r"objects must be \(fewest, most\) with 0 <= fewest <= most and most >= 1, got"
+        ):
             make(replace(PLAIN, objects=objects))

@@ -108,7 +108,9 @@ def test_tampered_lines_are_refused(project: Path) -> None:
     whole = lines.read_bytes()
     for damaged in (whole.replace(b'"second"', b'"Second"'), whole[:-1], whole + whole, b""):
         lines.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"scenes\.jsonl must have the SHA-256 [0-9a-f]{64} .* changed or cut: write"):
+        with pytest.raises(
+            InputError, match=r"scenes\.jsonl must have the SHA-256 [0-9a-f]{64} .* changed or cut: write"
+        ):
             open_scenes(project)
     lines.unlink()
     with pytest.raises(InputError, match=r"scenes\.jsonl cannot be read .*restore the file"):
@@ -126,7 +128,9 @@ def test_picture_of_another_size_or_none_is_refused(project: Path) -> None:
     Image.new("RGB", (20, 30)).save(project / "images" / "tiny.png")
     (project / "images" / "second.png").unlink()
     folder = open_scenes(project)
-    with pytest.raises(InputError, match=r"line 1: image images/tiny\.png must be 30x20, got 20x30; restore the picture"):
+    with pytest.raises(
+        InputError, match=r"line 1: image images/tiny\.png must be 30x20, got 20x30; restore the picture"
+    ):
         folder[0]
     with pytest.raises(InputError, match=r"second\.png does not exist"):
         folder[1]
@@ -144,7 +148,9 @@ def test_mask_of_another_size_is_refused(project: Path) -> None:
 
 def test_empty_set_and_other_folders_are_refused(tmp_path: Path) -> None:
     assert write_project(tmp_path / "none", [], min_overlap=0.01) == 0
-    with pytest.raises(InputError, match="none must hold at least one scene, got none; compose some with `sas compose`"):
+    with pytest.raises(
+        InputError, match="none must hold at least one scene, got none; compose some with `sas compose`"
+    ):
         open_scenes(tmp_path / "none")
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match="photos holds neither dataset.json nor folders <id>_<layer>; write it with"):

@@ -142,7 +142,9 @@ def test_bad_input_is_named() -> None:
     geometry = Geometry.fit(height=5, width=9, size=8, mask_size=4)
     with pytest.raises(ValueError, match="width must be at least 1 pixel, got 0"):
         Geometry.fit(height=5, width=0, size=8, mask_size=8)
-    with pytest.raises(ValueError, match=r"image must be uint8 of shape \(5, 9, 3\), got uint8 \(9, 5, 3\): make a Geometry"):
+    with pytest.raises(
+        ValueError, match=r"image must be uint8 of shape \(5, 9, 3\), got uint8 \(9, 5, 3\): make a Geometry"
+    ):
         geometry.to_model(np.zeros((9, 5, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match="got float64"):
         geometry.to_model(np.zeros((5, 9, 3)))

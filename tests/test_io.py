@@ -239,7 +239,9 @@ def test_grey_one_bit_and_palette(tmp_path):
 def test_alpha_is_composited_on_white(tmp_path, mode, suffix):
     colour = (200, 0, 40) if mode == "RGBA" else (40,)
     pixels = np.array([[(*colour, 255), (*colour, 0), (*colour, 51)]], np.uint8)
-    Image.fromarray(pixels, **{}).save(tmp_path / f"a.{suffix}", **({"lossless": True, "exact": True} if suffix == "webp" else {}))
+    Image.fromarray(pixels).save(
+        tmp_path / f"a.{suffix}", **({"lossless": True, "exact": True} if suffix == "webp" else {})
+    )
     image = read_image(tmp_path / f"a.{suffix}")
     full = np.array(colour * (3 // len(colour)))
     assert (image[0, 0] == full).all()
@@ -432,7 +434,9 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path, sides):
 # ---------------------------------------------------------------------- read_image: PIL, NumPy, torch
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+)
 def test_every_mode_of_pil_becomes_rgb(mode):
     white = Image.new("RGB", (3, 2), "white")
     picture = white.convert("LA").convert("La") if mode == "La" else None
@@ -491,7 +495,7 @@ def test_ambiguous_shapes_follow_their_library():
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        (np.zeros((3, 8, 9), np.uint8), "laid out (H, W, C) with 1, 3 or 4 channels, got shape (3, 8, 9); it looks like (C, H, W): transpose it with .transpose(1, 2, 0)"),
+        (np.zeros((3, 8, 9), np.uint8), "laid out (H, W, C) with 1, 3 or 4 channels, got shape (3, 8, 9); it looks like (C, H, W): transpose it with .transpose(1, 2, 0)"),  # noqa: E501
         (np.zeros((2, 8, 9, 3), np.uint8), "got a batch of shape (2, 8, 9, 3); pass a list"),
         (np.zeros((8, 9, 2), np.uint8), "got shape (8, 9, 2); give it the shape (H, W, 3)"),
         (np.zeros(8, np.uint8), "got shape (8,); give it the shape (H, W, 3)"),
@@ -775,7 +779,10 @@ WRITERS = [
 def test_forbidden_and_impossible_places_are_told(open_tmp, write):
     (open_tmp / "file").write_bytes(b"old")
     message = refusal(write, open_tmp / "file" / "below.bin")
-    assert f"cannot write {open_tmp}/file/below.bin: " in message and "part of the path is a file: choose another" in message
+    assert (
+        f"cannot write {open_tmp}/file/below.bin: " in message
+        and "part of the path is a file: choose another" in message
+    )
     (open_tmp / "folder").mkdir()
     assert f"cannot write {open_tmp}/folder: Is a directory; choose" in refusal(write, open_tmp / "folder")
     with without_privileges(), pytest.raises(InputError) as caught:
@@ -863,7 +870,9 @@ def test_a_folder_appears_at_the_end_and_replaces_the_old(tmp_path):
     assert target.stat().st_mode == (tmp_path / "reference").stat().st_mode
 
 
-@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), FileNotFoundError(2, "mine", "/other/file")])
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), KeyboardInterrupt(), FileNotFoundError(2, "mine", "/other/file")]
+)
 def test_an_exception_leaves_the_old_folder_and_comes_out_as_it_is(old, error):
     with pytest.raises(type(error)) as caught, atomic_folder(old) as folder:
         (folder / "new").write_bytes(b"new")
@@ -880,7 +889,10 @@ def test_a_first_folder_that_fails_leaves_nothing(tmp_path):
 
 
 def test_the_old_folder_is_put_back_if_the_new_one_cannot_take_its_place(old):
-    with pytest.raises(InputError, match=r"cannot write .*/out: No such file or directory; choose"), atomic_folder(old) as folder:
+    with (
+        pytest.raises(InputError, match=r"cannot write .*/out: No such file or directory; choose"),
+        atomic_folder(old) as folder,
+    ):
         folder.rmdir()
     assert tree(old) == {"old": b"old"} and [p.name for p in old.parent.iterdir()] == ["out"]
 

@@ -130,7 +130,9 @@ def big_batch(count: int) -> SceneBatch:
 def test_corruption_touches_only_cumulative_masks_and_only_its_share(probability: float) -> None:
     batch = big_batch(40)
     clean = layer_items(batch, keys_of(range(40)))
-    hurt = layer_items(batch, keys_of(range(40)), corruption=Corruption(probability=probability, grow=1, warp=0, drop=0.5))
+    hurt = layer_items(
+        batch, keys_of(range(40)), corruption=Corruption(probability=probability, grow=1, warp=0, drop=0.5)
+    )
     for name in ("picture", "layer", "target", "known", "slot"):
         assert torch.equal(getattr(clean, name), getattr(hurt, name))
     full = clean.cumulative.flatten(1).any(dim=1)
@@ -141,7 +143,9 @@ def test_corruption_touches_only_cumulative_masks_and_only_its_share(probability
 
 
 def test_dropping_every_object_leaves_nothing() -> None:
-    items = layer_items(big_batch(3), keys_of(range(3)), corruption=Corruption(probability=1.0, drop=1.0, grow=0, warp=0))
+    items = layer_items(
+        big_batch(3), keys_of(range(3)), corruption=Corruption(probability=1.0, drop=1.0, grow=0, warp=0)
+    )
     assert not items.cumulative.any()
 
 
@@ -153,7 +157,8 @@ def test_dropping_takes_away_whole_objects() -> None:
     for m, k in enumerate(items.layer.tolist()):
         front = [n for n in range(len(masks)) if 0 <= index[n] < k]
         unions = [
-            masks[[n for place, n in enumerate(front) if chosen >> place & 1]].any(dim=0) for chosen in range(2 ** len(front))
+            masks[[n for place, n in enumerate(front) if chosen >> place & 1]].any(dim=0)
+            for chosen in range(2 ** len(front))
         ]
         assert any(torch.equal(items.cumulative[m, 0], union) for union in unions)
         partial += not torch.equal(items.cumulative[m, 0], masks[front].any(dim=0))

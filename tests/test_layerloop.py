@@ -79,7 +79,11 @@ def block(top: int, left: int, bottom: int, right: int) -> torch.Tensor:
 
 
 def masks_of(state: LoopState, row: int) -> torch.Tensor:
-    return torch.stack([layer.mask for layer in state.layers[row]]) if state.layers[row] else torch.zeros(0, SIZE, SIZE).bool()
+    return (
+        torch.stack([layer.mask for layer in state.layers[row]])
+        if state.layers[row]
+        else torch.zeros(0, SIZE, SIZE).bool()
+    )
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -159,7 +163,10 @@ def test_disjoint_layers_are_one_layer() -> None:
 
 
 def test_merging_joins_members_and_takes_the_larger_probability() -> None:
-    first, second = torch.stack([block(0, 0, 2, 2), block(0, 0, 2, 3)]), torch.stack([block(4, 0, 6, 2), block(4, 0, 6, 3)])
+    first, second = (
+        torch.stack([block(0, 0, 2, 2), block(0, 0, 2, 3)]),
+        torch.stack([block(4, 0, 6, 2), block(4, 0, 6, 3)]),
+    )
     state = next_layer(start(), script(first), LoopRules())
     state = next_layer(state, script(second), LoopRules())
     (layer,) = state.layers[0]

@@ -118,7 +118,9 @@ def test_iou_by_hand() -> None:
 
 @COMMON
 @given(
-    stacks().flatmap(lambda masks: st.tuples(st.just(masks), hnp.arrays(np.int64, len(masks), elements=st.integers(-1, 3))))
+    stacks().flatmap(
+        lambda masks: st.tuples(st.just(masks), hnp.arrays(np.int64, len(masks), elements=st.integers(-1, 3)))
+    )
 )
 def test_layer_masks_join_the_objects_of_a_layer(pair: tuple[np.ndarray, np.ndarray]) -> None:
     masks, index = pair
@@ -146,7 +148,9 @@ def test_reduce_by_area_needs_more_than_half() -> None:
 
 @pytest.mark.parametrize("factor", [0, -1, 3])
 def test_reduce_by_area_refuses_what_does_not_divide(factor: int) -> None:
-    with pytest.raises(ValueError, match=rf"factor must be a positive divisor .* got {factor} for 4x6: choose a canvas"):
+    with pytest.raises(
+        ValueError, match=rf"factor must be a positive divisor .* got {factor} for 4x6: choose a canvas"
+    ):
         ops.reduce_by_area(np.zeros((4, 6), dtype=bool), factor)
 
 

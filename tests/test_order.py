@@ -196,5 +196,7 @@ def test_bad_input_is_named() -> None:
 
 @pytest.mark.parametrize("pair", [(0, 0), (0, 2), (-1, 0)])
 def test_order_from_edges_refuses_impossible_pairs(pair: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"two different objects in 0..1, got \[{pair[0]}, {pair[1]}\]: remove the pair"):
+    with pytest.raises(
+        ValueError, match=rf"two different objects in 0..1, got \[{pair[0]}, {pair[1]}\]: remove the pair"
+    ):
         order_from_edges([pair], 2)

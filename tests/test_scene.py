@@ -24,9 +24,7 @@ COMMON = settings(max_examples=60, deadline=None)
 
 
 def make_scene(masks: np.ndarray, order: np.ndarray | None, **more: Any) -> Scene:
-    return Scene(
-        image=np.zeros((*masks.shape[1:], 3), dtype=np.uint8), amodal_masks=masks, order_matrix=order, **more
-    )
+    return Scene(image=np.zeros((*masks.shape[1:], 3), dtype=np.uint8), amodal_masks=masks, order_matrix=order, **more)
 
 
 @st.composite
@@ -123,7 +121,9 @@ def test_drop_invisible_takes_everything_of_an_object_along(caplog: pytest.LogCa
 def test_unknown_order_has_no_layers() -> None:
     scene = make_scene(np.ones((1, 2, 2), dtype=bool), None, id="photo")
     for ask in ("layer_index", "layer_masks", "visible", "occlusion"):
-        with pytest.raises(ValueError, match="order_matrix of scene 'photo' is unknown, so it has no layers: use order-free"):
+        with pytest.raises(
+            ValueError, match="order_matrix of scene 'photo' is unknown, so it has no layers: use order-free"
+        ):
             getattr(scene, ask)
     assert scene.drop_invisible() is scene
 

@@ -25,7 +25,13 @@ def test_seeds_fit_a_generator(parts: list[int | str]) -> None:
 
 
 def test_names_lead_to_different_seeds() -> None:
-    names = [(seed, stream, step, place) for seed in (0, 1) for stream in ("a", "b") for step in range(9) for place in range(9)]
+    names = [
+        (seed, stream, step, place)
+        for seed in (0, 1)
+        for stream in ("a", "b")
+        for step in range(9)
+        for place in range(9)
+    ]
     assert len({derive_seed(*name) for name in names}) == len(names)
     assert derive_seed(1, 11) != derive_seed(11, 1)
 
@@ -73,7 +79,9 @@ def test_keys_of_items_name_picture_and_slot() -> None:
     items = keys.items(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]))
     assert items.positions == ("10.0", "10.1", "20.0") and (items.seed, items.step) == (5, 6)
     assert len(items) == 3
-    assert torch.equal(items.normal("n", 4)[2], keys.at([20]).items(torch.tensor([0]), torch.tensor([0])).normal("n", 4)[0])
+    assert torch.equal(
+        items.normal("n", 4)[2], keys.at([20]).items(torch.tensor([0]), torch.tensor([0])).normal("n", 4)[0]
+    )
 
 
 def test_span_and_global_state() -> None:

@@ -21,7 +21,9 @@ def make_scene(number: int) -> Scene:
     image = np.full((SIZE, SIZE, 3), number, dtype=np.uint8)
     masks = np.zeros((number % 3, SIZE, SIZE), dtype=bool)
     masks[:, :4, : 1 + number % 5] = True
-    return Scene(image=image, amodal_masks=masks, order_matrix=np.triu(np.ones((number % 3,) * 2, bool), 1), id=str(number))
+    return Scene(
+        image=image, amodal_masks=masks, order_matrix=np.triu(np.ones((number % 3,) * 2, bool), 1), id=str(number)
+    )
 
 
 SCENES = [make_scene(number) for number in range(7)]
