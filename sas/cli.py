@@ -194,8 +194,10 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
     debug = "--debug" in arguments
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        default = Train(settings=load_config(_config_argument(arguments))) if command is Train else None
-        options = tyro.cli(command, args=arguments, prog=program, default=default, description=command.__doc__)
+        file = _config_argument(arguments) if command is Train else None
+        options = _parse(command, arguments, program, file)
+        if command is Train and options.config != (file or ""):  # named after an option, so not read yet
+            options = _parse(command, arguments, program, options.config)
         return _COMMANDS[command](options)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
@@ -208,7 +210,7 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
 
         words = str(error)
         if isinstance(error, ValidationError):
-            words = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+            words = "; ".join(_fault(fault) for fault in error.errors())
         if not isinstance(error, ValueError | RuntimeError | OSError):
             words = f"{type(error).__name__}: {words} (--debug shows where)"
         print(f"{program or 'sas'}: {' '.join(words.split())}", file=sys.stderr)
@@ -217,6 +219,18 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
             if isinstance(error, ConfigError | UsageError | ValidationError) or command in (Sample, Demo)
             else FAILED
         )
+
+
+def _fault(fault: Any) -> str:
+    """One fault that pydantic found, in the words of the command line."""
+    name, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+    return message if fault["type"] == "value_error" else f"{name}: {message}, got {fault['input']!r}; change the value"
+
+
+def _parse(command: type[Any], arguments: list[str], program: str | None, file: str | None) -> Any:
+    """Arguments of a command; those of `train` change what its configuration file says."""
+    default = Train(settings=load_config(file)) if command is Train else None
+    return tyro.cli(command, args=arguments, prog=program, default=default, description=command.__doc__)
 
 
 def _no_command(arguments: list[str], commands: dict[str, Any]) -> int:
@@ -271,6 +285,11 @@ def _load(weights: str | None, device: str) -> Any:
     return pipe
 
 
+def _tell(words: str, *, error: bool = False) -> None:
+    """Print, whatever bytes the name of a file has: those that are no text become "?"."""
+    print(words.encode("utf-8", "replace").decode("utf-8"), file=sys.stderr if error else sys.stdout)
+
+
 def _sample(options: Sample) -> int:
     if not options.inputs:
         raise UsageError("name at least one picture or folder, for example `sas sample photo.jpg --out results`")
@@ -288,19 +307,17 @@ def _sample(options: Sample) -> int:
             files += find_images([item], recursive=options.recursive)
         except (InputError, OSError) as error:
             failures += 1
-            print(f"{item}: {error}", file=sys.stderr)
+            _tell(f"{item}: {error}", error=True)
     if not files:
         return FAILED
     pipe = _load(options.weights, options.device)
 
     def report(outcome: Outcome) -> None:
         if outcome.result is None:
-            print(f"{outcome.file}: {outcome.error}", file=sys.stderr)
+            _tell(f"{outcome.file}: {outcome.error}", error=True)
             return
-        count = len(outcome.result)
-        print(
-            f"{outcome.file}: {count} layer{'' if count == 1 else 's'}, {len(outcome.result.instances)} instances -> {outcome.folder}"
-        )
+        count, instances = len(outcome.result), len(outcome.result.instances)
+        _tell(f"{outcome.file}: {count} layer{'' if count == 1 else 's'}, {instances} instances -> {outcome.folder}")
 
     outcomes = sample_files(
         pipe,
@@ -410,7 +427,7 @@ def _compose(options: Compose) -> int:
     if options.count < 1:
         raise UsageError(f"--count must be at least 1, got {options.count}; ask for one or more scenes")
     from sas.config import DataSettings
-    from sas.data.folders import write_project, write_sas_folders
+    from sas.data.folders import SASFolders, write_project, write_sas_folders
     from sas.factory import build_composer
 
     data = DataSettings(
@@ -428,6 +445,11 @@ def _compose(options: Compose) -> int:
         families=options.families,
         min_overlap=options.min_overlap,
     )
+    out = Path(options.out)
+    if out.is_dir() and any(out.iterdir()) and not ((out / "dataset.json").exists() or SASFolders.layer_folders(out)):
+        raise UsageError(
+            f"--out {out} holds files that are no scenes, and would be replaced as a whole; choose a new or empty folder"
+        )
     composer = build_composer(data, seed=options.seed, atlas_seed=options.seed)
     scenes = (scene for place in range(options.count) for scene in composer.scenes(0, [place]))
     if options.format == "sas":
@@ -463,3 +485,6 @@ _COMMANDS: dict[type[Any], Callable[[Any], int]] = {
     Compose: _compose,
     Doctor: _doctor,
 }
+
+if __name__ == "__main__":
+    sys.exit(main())

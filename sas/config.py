@@ -243,8 +243,8 @@ class LoggingSettings(Settings):
     """Trackers beside metrics.jsonl. wandb works offline unless told otherwise."""
     project: str = "sas"
     """Project name for the trackers."""
-    half_weights: bool = False
-    """Save the pipeline's weights in half precision."""
+    saved_weights: Literal["float32", "float16", "float8"] = "float32"
+    """Precision of the saved pipeline; float8 stores large matrices in 8 bits (e4m3) and the rest in 16."""
 
 
 class Config(Settings):

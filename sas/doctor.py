@@ -91,7 +91,7 @@ def check_scenes(path: str | Path) -> list[Check]:
         read, objects = read + 1, objects + len(whole)
         layers += len(whole.layer_masks) if whole.order_matrix is not None else 0
     faults = sum(not check.ok for check in checks)
-    words = f"{read} of {len(scenes)} scenes read, {objects} objects, {layers} layers, {faults} faults"
+    words = f"{read} of {len(scenes)} scenes read, {objects} objects, {layers} layers, {faults} fault{'' if faults == 1 else 's'}"
     return [Check(f"data {path}", not faults, words, "" if not faults else "see the lines below"), *checks]
 
 
@@ -100,10 +100,11 @@ def _findings(scene: Scene, name: str) -> Iterator[Check]:
     empty = [i for i, mask in enumerate(scene.amodal_masks) if not mask.any()]
     if empty:
         yield Check(name, False, f"objects {empty} have empty masks", "remove these objects or draw their masks")
+    if scene.order_matrix is not None or scene.visible_masks is not None:
+        hidden = [i for i, seen in enumerate(scene.visible) if i not in empty and not seen.any()]
+        if hidden:
+            yield Check(name, True, f"objects {hidden} show no pixel and will be dropped")
     whole = scene.drop_invisible()
-    hidden = whole.dropped - scene.dropped - len(empty)  # an empty mask shows no pixel either, but is told above
-    if hidden > 0:
-        yield Check(name, True, f"{hidden} objects show no pixel and will be dropped")
     if whole.order_matrix is None:
         yield Check(name, True, "the order is unknown, so it has no layers and only scores without order")
     elif whole.assignment.cut_edges:

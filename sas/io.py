@@ -1,7 +1,7 @@
 """The border between files and arrays: pictures, masks, RLE, JSON, and writes that happen whole or not at all.
 
-What comes in is checked here and refused with an `InputError`; no value range, layout or orientation is guessed. What goes out
-appears under its name only when it is complete.
+What comes in is checked here and refused with an `InputError`; no value range, layout or orientation is guessed. What
+goes out appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def _open_picture(path: Path, name: str) -> Image.Image:
             raise InputError(f"{name} is too large: {size}; scale the picture down first") from error
         except UnidentifiedImageError as error:
             raise InputError(
-                f"{name} is not a PNG, JPEG, WebP, BMP or TIFF image, or its header is damaged; convert it to PNG or JPEG"
+                f"{name} is not a PNG, JPEG, WebP, BMP or TIFF image, or its header is damaged; "
+                "convert it to PNG or JPEG"
             ) from error
         except (InputError, MemoryError):
             raise
@@ -250,16 +251,13 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
         looks = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        cure = (
-            "it looks like (C, H, W): transpose it with .transpose(1, 2, 0)" if looks else "give it the shape (H, W, 3)"
-        )
+        chw = "it looks like (C, H, W): transpose it with .transpose(1, 2, 0)"
+        cure = chw if looks else "give it the shape (H, W, 3)"
         raise InputError(
             f"{name} as an array must be laid out (H, W, C) with 1, 3 or 4 channels, got shape {array.shape}; {cure}"
         )
     if array.size == 0:
-        raise InputError(
-            f"{name} must have at least one pixel, got shape {array.shape}; pass a picture that is not empty"
-        )
+        raise InputError(f"{name} must have at least one pixel, got shape {array.shape}; pass a picture")
     if array.dtype == np.uint8:
         values = array
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
@@ -468,8 +466,11 @@ def read_json(path: str | Path) -> Any:
             f"{path} is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); write it again"
         ) from error
     except UnicodeDecodeError as error:
-        at = f"line {error.object[: error.start].count(10) + 1} column {error.start - error.object.rfind(10, 0, error.start)}"
-        raise InputError(f"{path} is not UTF-8 at {at} ({error.reason}); save it as UTF-8") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        raise InputError(
+            f"{path} is not UTF-8 at line {line} column {column} ({error.reason}); save it as UTF-8"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({_reason(error)}); check the file") from error
 
@@ -516,6 +517,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     place = Path(os.path.realpath(target))
     temporary = _beside(place, "tmp")
     try:
+        with suppress(FileNotFoundError):
+            os.lstat(place)  # tells of a name that cannot be, for example one that is too long
         if os.path.lexists(place) and not place.is_dir():
             raise InputError(f"cannot write {target}: it is a file; choose another output folder")
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -525,6 +528,11 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
+        except InputError as error:
+            # A writer of this module has told of the file, under a name that nobody has chosen.
+            if isinstance(error.__cause__, OSError) and _came_from_writing(error.__cause__, temporary):
+                raise _cannot_write(target, error.__cause__) from error.__cause__
+            raise
         except OSError as error:
             if _came_from_writing(error, temporary):
                 raise _cannot_write(target, error) from error
@@ -559,7 +567,7 @@ def _swap(new: Path, target: Path) -> None:
 
 def _beside(path: Path, kind: str) -> Path:
     """A hidden name in the same folder, hence on the same file system, that nobody else uses."""
-    return path.parent / f".{path.name}.{kind}-{secrets.token_hex(6)}"
+    return path.parent / f".{path.name[:50]}.{kind}-{secrets.token_hex(6)}"  # a name has 255 bytes at most
 
 
 def _sync(path: Path) -> None:

@@ -14,6 +14,12 @@ from sas.io import InputError, read_image
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 
+MANY_PIXELS = 100_000_000
+"""So many pixels at least are worth a call of the pipeline, even if more pictures would fit the network's batch."""
+
+Read = tuple[Path, Path, np.ndarray | BaseException]
+"""A file, its result folder, and its picture or why it cannot be read."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -56,39 +62,47 @@ def sample_files(
     """
     members = options.get("ensemble_size") or pipe.config.ensemble_size
     together = max(1, batch_size // members)
-    work = list(zip(files, result_folders(files, out), strict=True))
     outcomes: list[Outcome] = []
-    for start in range(0, len(work), together):
-        for outcome in _chunk(pipe, work[start : start + together], batch_size, options):
+    for part in _parts(files, result_folders(files, out), together):
+        for outcome in _finish(pipe, part, batch_size, options):
             outcomes.append(outcome)
             if on_done:
                 on_done(outcome)
     return outcomes
 
 
-def _chunk(
-    pipe: SASPipeline, work: list[tuple[Path, Path]], batch_size: int, options: dict[str, Any]
-) -> Iterator[Outcome]:
-    images: dict[int, np.ndarray] = {}
-    failed: dict[int, Outcome] = {}
-    for at, (file, _) in enumerate(work):
+def _parts(files: Sequence[Path], folders: Sequence[Path], together: int) -> Iterator[list[Read]]:
+    """Files read, as many as fit the network's batch and a modest memory: a folder may hold large photographs."""
+    part: list[Read] = []
+    pixels = count = 0
+    for file, folder in zip(files, folders, strict=True):
         try:
-            images[at] = read_image(file)
+            image = read_image(file)
         except (InputError, OSError, MemoryError) as error:
-            failed[at] = Outcome(file, error=_reason(error, file), cause=error)
-    results = dict(zip(images, _results(pipe, list(images.values()), batch_size, options), strict=True))
-    for at, (file, folder) in enumerate(work):
-        if at in failed:
-            yield failed[at]
+            part.append((file, folder, error))
             continue
-        found = results[at]
+        part.append((file, folder, image))
+        pixels, count = pixels + image.size // 3, count + 1
+        if count == together or pixels >= MANY_PIXELS:
+            yield part
+            part, pixels, count = [], 0, 0
+    if part:
+        yield part
+
+
+def _finish(pipe: SASPipeline, part: list[Read], batch_size: int, options: dict[str, Any]) -> Iterator[Outcome]:
+    """Take the pictures apart that could be read, and write their results."""
+    images = [image for _, _, image in part if isinstance(image, np.ndarray)]
+    results = iter(_results(pipe, images, batch_size, options))
+    for file, folder, image in part:
+        found = next(results) if isinstance(image, np.ndarray) else image
         if isinstance(found, BaseException):
             yield Outcome(file, error=_reason(found, file), cause=found)
             continue
         result = replace(found, file=file.name)
         try:
             result.save(folder)
-        except (InputError, OSError) as error:
+        except (InputError, OSError, MemoryError) as error:
             yield Outcome(file, error=_reason(error, file), cause=error)
             continue
         yield Outcome(file, folder=folder, result=result)

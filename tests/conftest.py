@@ -6,6 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # read once, by NumPy: its threads and torch's get in each other's way
+
 import numpy as np
 import pytest
 import torch

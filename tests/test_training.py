@@ -207,8 +207,9 @@ def test_pipeline_holds_the_averaged_weights(scenes: str, tmp_path: Path) -> Non
         assert np.array_equal(saved(image).members, returned(image).members)
 
 
-def test_half_weights(scenes: str, tmp_path: Path) -> None:
-    train(tiny_config(data_scenes=scenes, training_steps=1, logging_half_weights=True), tmp_path / "run")
+@pytest.mark.parametrize("kind", ["float16", "float8"])
+def test_saved_weights(kind: str, scenes: str, tmp_path: Path) -> None:
+    train(tiny_config(data_scenes=scenes, training_steps=1, logging_saved_weights=kind), tmp_path / "run")
     stored = load_file(next((tmp_path / "run" / "pipeline" / "model").glob("*.safetensors")))
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert SASPipeline.from_pretrained(tmp_path / "run").model.dtype == torch.float32

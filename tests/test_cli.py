@@ -1,0 +1,338 @@
+"""`sas COMMAND`: finding the command, usage errors with a cure, exit statuses, and what the commands write.
+
+Sampling has a file of its own, tests/test_sample_cli.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sas
+from sas.cli import Train, main, run
+from sas.data.folders import ProjectFolder, SASFolders, open_scenes
+from sas.pipeline import SASPipeline
+from sas.result import LayeredResult
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("demo", "sample", "train", "evaluate", "compose", "doctor")
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """`call(*arguments) -> (exit status, stdout, stderr)`, in an empty folder; blanks and frames become single blanks."""
+    monkeypatch.chdir(tmp_path)
+
+    def words(text: str) -> str:
+        return " ".join(text.replace("│", " ").split())
+
+    def run_main(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return status, words(said.out), words(said.err)
+
+    return run_main
+
+
+# ---------------------------------------------------------------------- which command
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(call: Call, arguments: list[str]) -> None:
+    status, out, err = call(*arguments)
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: sas COMMAND")
+    assert all(f" {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(call: Call, command: str) -> None:
+    status, out, err = call(command, "--help")
+    assert (status, err) == (0, "")
+    assert f"usage: sas {command}" in out and "--debug" in out
+
+
+def test_version(call: Call) -> None:
+    assert call("--version") == (0, f"sas-amodal {sas.__version__}", "")
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("smaple", "sas: 'smaple' is no command; did you mean `sas sample`?"),
+        ("trian", "sas: 'trian' is no command; did you mean `sas train`?"),
+        ("photo.jpg", "sas: 'photo.jpg' is no command; commands are demo, sample, train, evaluate, compose, doctor"),
+    ],
+)
+def test_unknown_command(call: Call, word: str, hint: str) -> None:
+    assert call(word, "--out", "x") == (2, "", hint)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["sample", "--help"], ["smaple"]])
+def test_torch_is_not_imported_to_say_so(arguments: list[str]) -> None:
+    program = (
+        "import sys\nimport sas.cli\nassert 'torch' not in sys.modules, 'import'\n"
+        f"sas.cli.main({arguments})\nassert 'torch' not in sys.modules, 'call'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_module_can_be_run(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sas.cli", "--version"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"sas-amodal {sas.__version__}\n")
+
+
+# ---------------------------------------------------------------------- train
+
+
+QUICK = ("--data.classes", 2, "--data.views", 1, "--data.sprite-size", 16, "--data.background-count", 1)
+SMALL = ("--model.channels", 8, 16, "--model.norm-groups", 4)
+
+
+def test_dry_run_says_what_would_be_done(call: Call, tmp_path: Path) -> None:
+    status, out, err = call("train", "--dry-run", *QUICK, *SMALL, "--training.steps", 7)
+    assert (status, err) == (0, "")
+    assert "data: 2 rendered classes with 1 views, 1 rendered backgrounds" in out
+    assert "network: unet, 0.0" in out and "7 steps of 32 pictures, seed 0" in out
+    assert f"output: {Path('runs') / 'train'}" in out
+    assert not any(tmp_path.iterdir())
+
+
+def test_dry_run_with_a_file(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("training: {steps: 7, seed: 5}\nmodel: {channels: [8, 16], norm_groups: 4}\n")
+    status, out, _ = call("train", "mine.yaml", "--dry-run", *QUICK, "--training.seed", 6)
+    assert status == 0
+    assert "7 steps of 32 pictures, seed 6" in out, "the command line changes what the file says"
+    assert f"output: {Path('runs') / 'mine'}" in out
+
+
+def test_configuration_may_be_named_after_options(call: Call, tmp_path: Path) -> None:
+    """It must not be passed over in silence."""
+    (tmp_path / "mine.yaml").write_text("training: {steps: 7}\nmodel: {channels: [8, 16], norm_groups: 4}\n")
+    status, out, _ = call("train", "--dry-run", *QUICK, "--training.seed", 6, "mine.yaml")
+    assert status == 0
+    assert "7 steps of 32 pictures, seed 6" in out
+    status, _, err = call("train", "--dry-run", "missing.yaml")
+    assert (status, "configuration missing.yaml cannot be read" in err) == (2, True)
+
+
+def test_dry_run_looks_at_the_data(call: Call, tmp_path: Path) -> None:
+    status, _, err = call("train", "--dry-run", "--data.scenes", "nowhere")
+    assert status == 1
+    assert err == "sas train: data nowhere must be a folder, found nothing; check the path"
+    (tmp_path / "cutouts").mkdir()
+    for number in range(2):
+        cutout = np.zeros((8, 8, 4), dtype=np.uint8)
+        cutout[1:7, 1:7] = (200, 90, 40 * number, 255)
+        Image.fromarray(cutout).save(tmp_path / "cutouts" / f"{number}.png")
+    status, out, _ = call("train", "--dry-run", "--cutouts", "cutouts", *SMALL, "--data.background-count", 1)
+    assert status == 0
+    assert "data: 2 cutouts in " in out and f"output: {Path('runs') / 'cutouts'}" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {stepz: 3}", "unknown key training.stepz: did you mean training.steps?"),
+        ("trainning: {steps: 3}", "unknown key trainning: did you mean training?"),
+        ("training: {steps: 0}", "training.steps: Input should be greater than or equal to 1, got 0: change the value"),
+        ("training: {steps: many}", "training.steps: Input should be a valid integer"),
+        ("data: {objects: [3, 1]}", "objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
+        ("sampling: {steps: 2000}", "sampling.steps must be at most num_train_timesteps = 1000, got 2000: lower it"),
+        ("training: [", "is not valid YAML"),
+        ("just words", "must hold sections such as `training:`, got str"),
+    ],
+)
+def test_faults_of_a_configuration(call: Call, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    status, out, err = call("train", "mine.yaml", "--dry-run")
+    assert (status, out) == (2, "")
+    assert err.startswith("sas train: ") and "mine.yaml" in err and message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["missing.yaml"], ["configuration missing.yaml cannot be read (No such file or directory): check the path"]),
+        (["--training.stepz", "3"], ["Unrecognized options: --training.stepz", "--training.steps INT"]),
+        (["--training.steps", "0"], ["steps", "greater than or equal to 1", "input_value=0"]),
+        (["--training.steps", "many"], ["--training.steps", "many"]),
+        (["--training.precision", "fp8"], ["--training.precision", "fp8"]),
+        (["--data.mask-size", "30"], ["image_size equal to mask_size, got 64 and 30: set both alike"]),
+    ],
+)  # fmt: skip
+def test_faults_of_the_arguments(call: Call, tmp_path: Path, arguments: list[str], messages: list[str]) -> None:
+    status, out, err = call("train", *arguments, "--dry-run")
+    assert (status, out) == (2, "")
+    assert all(message in err for message in messages)
+    assert "Traceback" not in err
+    assert not any(tmp_path.iterdir())
+
+
+def test_training_that_cannot_start_is_one_line(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    scenes = tmp_path / "scenes"
+    assert call("compose", "--out", scenes, "--count", 2, "--size", 32, "--classes", 1)[0] == 0
+    status, _, err = call("train", "--cpu", "--out", "file/run", "--data.scenes", scenes, *SMALL)
+    assert status == 1
+    assert err.startswith("sas train: ") and "file/run" in err and "Traceback" not in err
+
+
+def test_script_has_its_own_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(Train, [str(tmp_path / "missing.yaml")], program="train.py") == 2
+    assert capsys.readouterr().err.startswith("train.py: configuration ")
+
+
+def test_debug_lets_errors_through(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"configuration .* cannot be read"):
+        run(Train, [str(tmp_path / "missing.yaml"), "--debug"])
+
+
+# ---------------------------------------------------------------------- compose
+
+
+COMPOSE = ("--count", 2, "--size", 48, "--classes", 2, "--objects", 2, 3)
+
+
+def test_compose_writes_a_project(call: Call, tmp_path: Path) -> None:
+    status, out, err = call("compose", "--out", "scenes", *COMPOSE, "--seed", 7)
+    assert (status, out, err) == (0, "2 scenes -> scenes", "")
+    scenes = open_scenes("scenes")
+    assert isinstance(scenes, ProjectFolder) and len(scenes) == 2
+    info = json.loads((tmp_path / "scenes" / "dataset.json").read_text())
+    assert info["seed"] == 7 and info["generator"].startswith("sas compose --count 2 --seed 7 --size 48 ")
+    for scene in scenes:
+        assert scene.image.shape == (48, 48, 3)
+        assert 1 <= len(scene) <= 3 and scene.visible.any(axis=(1, 2)).all()
+    call("compose", "--out", "again", *COMPOSE, "--seed", 7)
+    again = open_scenes("again")
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(scenes, again, strict=True))
+
+
+def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) -> None:
+    assert call("compose", "--out", "folders", *COMPOSE, "--seed", 7, "--format", "sas")[0] == 0
+    call("compose", "--out", "project", *COMPOSE, "--seed", 7)
+    folders, project = open_scenes("folders"), open_scenes("project")
+    assert isinstance(folders, SASFolders) and len(folders) == 2
+    masks = {scene.id: scene.layer_masks for scene in project}
+    for scene in folders:
+        np.testing.assert_array_equal(scene.layer_masks, masks[scene.id])
+    assert {path.name for path in next((tmp_path / "folders").iterdir()).iterdir()} == {
+        "image.png", "mask.png", "newmask.png",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "0"], "--count must be at least 1, got 0; ask for one or more scenes"),
+        (["--size", "8"], "image_size: Input should be greater than or equal to 16, got 8; change the value"),
+        (["--objects", "3", "1"], "objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
+        (["--intra-class", "2"], "intra_class: Input should be less than or equal to 1, got 2.0; change the value"),
+        (["--format", "coco"], "--format"),
+        (["--coutn", "3"], "--count"),
+    ],
+)
+def test_faults_of_compose(call: Call, tmp_path: Path, arguments: list[str], message: str) -> None:
+    status, out, err = call("compose", "--out", "scenes", *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_compose_replaces_scenes_and_nothing_else(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "diary.txt").write_text("dear diary")
+    status, _, err = call("compose", "--out", "home", *COMPOSE)
+    assert status == 2
+    assert "--out home holds files that are no scenes" in err and "; choose a new or empty folder" in err
+    assert (tmp_path / "home" / "diary.txt").exists()
+    (tmp_path / "new").mkdir()
+    for form in ("project", "sas", "project"):
+        assert call("compose", "--out", "new", *COMPOSE, "--format", form)[0] == 0
+    assert isinstance(open_scenes("new"), ProjectFolder)
+
+
+def test_compose_from_cutouts_that_are_not_there(call: Call, tmp_path: Path) -> None:
+    status, _, err = call("compose", "--out", "scenes", "--cutouts", "nowhere")
+    assert status == 1
+    assert "nowhere" in err and "Traceback" not in err
+    assert not (tmp_path / "scenes").exists()
+
+
+# ---------------------------------------------------------------------- commands that need weights
+
+
+@pytest.fixture
+def shipped(make_tiny_pipe: Callable[..., SASPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Quick weights in the place of the shipped ones, in a folder beside the one that `call` works in."""
+    folder = tmp_path.with_name(tmp_path.name + "-shipped")
+    make_tiny_pipe(num_inference_steps=1, ensemble_size=1, max_layers=2, model_id="tiny").save_pretrained(folder)
+    monkeypatch.setattr("sas.pipeline.DEFAULT_WEIGHTS", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_demo(call: Call, shipped: Path, tmp_path: Path) -> None:
+    status, out, err = call("demo", "--out", "out", "--scenes", 1)
+    assert (status, err) == (0, "")
+    assert "weights: tiny" in out and "scene-0" in out
+    pictures = sorted(path.stem for path in (Path(sas.__file__).parent / "demo_pictures").iterdir())
+    assert pictures
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(["demo", "scene-0", *pictures])
+    for name in ("scene-0", *pictures):
+        assert len(LayeredResult.load(tmp_path / "out" / name)) > 0
+    with Image.open(tmp_path / "out" / "demo" / "overview.png") as sheet:
+        assert min(sheet.size) > 700
+
+
+def test_demo_refuses_a_negative_number(call: Call, shipped: Path) -> None:
+    status, _, err = call("demo", "--scenes", -1)
+    assert (status, err) == (2, "sas demo: --scenes must be at least 0, got -1; pass a positive number")
+
+
+def test_demo_without_weights(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sas.pipeline.DEFAULT_WEIGHTS", tmp_path / "gone")
+    status, _, err = call("demo", "--out", "out")
+    assert status == 2
+    assert "the shipped weights are missing at " in err and "; install sas-amodal again" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_writes_scores(call: Call, shipped: Path, tmp_path: Path) -> None:
+    assert call("compose", "--out", "scenes", *COMPOSE)[0] == 0
+    status, out, err = call("evaluate", "default", "scenes", "--out", "scores", "--device", "cpu", "--limit", 1)
+    assert (status, err) == (0, "")
+    assert json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert (tmp_path / "scores" / "metrics.md").read_text().split()[:3] == out.split()[:3]
+
+
+def test_evaluate_without_data(call: Call, shipped: Path, tmp_path: Path) -> None:
+    status, _, err = call("evaluate", "default", "nowhere", "--out", "scores")
+    assert status == 1
+    assert err.startswith("sas evaluate: ") and "nowhere" in err and "Traceback" not in err
+    assert not (tmp_path / "scores").exists()
+
+
+def test_doctor_exit_status_follows_the_checks(call: Call, shipped: Path, tmp_path: Path) -> None:
+    status, out, _ = call("doctor")
+    assert (status, ", 0 failed" in out) == (0, True), out
+    status, out, _ = call("doctor", "--weights", tmp_path / "gone")
+    assert (status, ", 0 failed" in out, "FAIL weights: " in out) == (1, False, True), out
