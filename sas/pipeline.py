@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -150,6 +151,8 @@ class SASPipeline(DiffusionPipeline):
             mode = (folder / "model_index.json").stat().st_mode
             for file in folder.rglob("*.safetensors"):
                 file.chmod(mode)  # safetensors lets nobody but the owner read
+            for file in folder.rglob("*.json"):
+                _forget_folder(file)
             write_manifest(folder)
         if push:
             self.push_to_hub(repo_id)
@@ -508,6 +511,13 @@ def _check_tensors(folder: Path, model: torch.nn.Module) -> None:
             f"weights {folder} do not fit the architecture in model/config.json (first difference: {wrong[0]}); "
             "use the folder as it was saved, with the version of sas that made it"
         )
+
+
+def _forget_folder(file: Path) -> None:
+    """Drop what diffusers notes of the folder the weights were read from: a private path is nobody else's business."""
+    settings = json.loads(file.read_text())
+    if settings.pop("_name_or_path", None) is not None:
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _holds_something_else(folder: Path) -> bool:

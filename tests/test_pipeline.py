@@ -558,6 +558,7 @@ def test_saved_and_loaded_gives_the_same_bit_by_bit(tiny_pipe: SASPipeline, save
     for pipe in (tiny_pipe, loaded):  # the faster layout, and the same for both: another one rounds differently
         assert pipe.model.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     loaded.save_pretrained(tmp_path / "again")
+    assert all(str(tmp_path) not in file.read_text() for file in (tmp_path / "again").rglob("*.json"))
     name = "model/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
