@@ -141,6 +141,10 @@ class Compose:
     """Folders of cutouts; solids are rendered if left out."""
     backgrounds: str | None = None
     """Folder of background pictures; rendered if left out."""
+    part: Literal["all", "train", "validation", "test"] = "all"
+    """Only the cutouts and backgrounds that training with data.split by_name uses for this."""
+    rendered: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Rendered solids and backgrounds beside the folders."""
     objects: tuple[int, int] = (1, 4)
     """Fewest and most objects."""
     intra_class: float = 0.3
@@ -153,6 +157,18 @@ class Compose:
     """One object occludes another only if they share more than this fraction of the other's amodal area."""
     format: Literal["project", "sas"] = "project"
     """The project format, or the folders of the SAS authors' code."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the network to ONNX: encoder.onnx, denoiser.onnx and settings.json."""
+
+    out: str
+    """Folder to write."""
+    weights: str = "default"
+    """Pipeline folder, training folder, hub id, or "default" for the shipped weights."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show tracebacks."""
 
@@ -181,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sas-amodal {__version__}")
         return 0
     commands: dict[str, Any] = {
-        "demo": Demo, "sample": Sample, "train": Train, "evaluate": Evaluate, "compose": Compose, "doctor": Doctor,
+        "demo": Demo, "sample": Sample, "train": Train, "evaluate": Evaluate, "compose": Compose, "export": Export, "doctor": Doctor,
     }  # fmt: skip
     if arguments and arguments[0] in commands:
         return run(commands[arguments[0]], arguments[1:], program=f"sas {arguments[0]}")
@@ -444,13 +460,16 @@ def _compose(options: Compose) -> int:
         background_count=max(8, min(options.count, 64)),
         families=options.families,
         min_overlap=options.min_overlap,
+        rendered=options.rendered,
+        split="none" if options.part == "all" else "by_name",
     )
     out = Path(options.out)
     if out.is_dir() and any(out.iterdir()) and not ((out / "dataset.json").exists() or SASFolders.layer_folders(out)):
         raise UsageError(
             f"--out {out} holds files that are no scenes, and would be replaced as a whole; choose a new or empty folder"
         )
-    composer = build_composer(data, seed=options.seed, atlas_seed=options.seed)
+    part = "train" if options.part == "all" else options.part
+    composer = build_composer(data, seed=options.seed, atlas_seed=options.seed, part=part)
     scenes = (scene for place in range(options.count) for scene in composer.scenes(0, [place]))
     if options.format == "sas":
         count = write_sas_folders(options.out, scenes)
@@ -462,6 +481,16 @@ def _compose(options: Compose) -> int:
             options.out, scenes, min_overlap=options.min_overlap, generator=command, seed=options.seed
         )
     print(f"{count} scenes -> {options.out}")
+    return 0
+
+
+def _export(options: Export) -> int:
+    from sas.export import export_onnx
+    from sas.pipeline import SASPipeline
+
+    pipe = SASPipeline.from_pretrained(None if options.weights == "default" else options.weights)
+    for path in export_onnx(pipe, options.out):
+        print(path)
     return 0
 
 
@@ -483,6 +512,7 @@ _COMMANDS: dict[type[Any], Callable[[Any], int]] = {
     Train: _train,
     Evaluate: _evaluate,
     Compose: _compose,
+    Export: _export,
     Doctor: _doctor,
 }
 

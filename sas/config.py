@@ -35,6 +35,10 @@ class DataSettings(Settings):
     """Folders of cutouts (RGBA pictures, or pictures beside masks); without them solids are rendered."""
     backgrounds: str | None = None
     """Folder of background pictures; without it backgrounds are rendered."""
+    rendered: bool = False
+    """Rendered solids and backgrounds beside the folders named; each source of cutouts is drawn equally often."""
+    split: Literal["none", "by_name"] = "none"
+    """Hold out a tenth of the cutouts and backgrounds for validation and one for testing, by the SHA-256 of their names."""
     image_size: int = Field(64, ge=16, le=1024)
     """Side of the square image the model sees, pixels."""
     mask_size: int = Field(64, ge=16, le=1024)
@@ -59,6 +63,8 @@ class DataSettings(Settings):
     """Share of composed scenes without objects."""
     twins: float = Field(0.1, ge=0, le=1)
     """Share of composed scenes that repeat their neighbour without its occluders."""
+    appearance: float = Field(0.0, ge=0, le=1)
+    """Share of objects and of pictures whose colours are changed beyond what light does."""
     letterbox: float = Field(0.15, ge=0, le=1)
     """Share of composed scenes with grey bars, as pictures that are not square have."""
     min_overlap: float = Field(0.01, ge=0, lt=1)
@@ -80,16 +86,28 @@ class DataSettings(Settings):
             raise ValueError(f"objects must be (fewest, most) with most >= 1, got {self.objects}: fix the range")
         if self.scenes and (self.cutouts or self.backgrounds):
             raise ValueError("scenes excludes cutouts and backgrounds, which would have no effect: remove one of them")
-        if self.cutouts and self.families:
-            raise ValueError("cutouts excludes families, which would have no effect: remove one of them")
+        if self.cutouts and self.families and not self.rendered:
+            raise ValueError(
+                "cutouts excludes families, which would have no effect: remove one of them, or set rendered"
+            )
+        if self.rendered and not (self.cutouts or self.backgrounds):
+            raise ValueError("rendered has no effect without cutouts or backgrounds, all is rendered then: remove it")
+        if self.split != "none" and not (self.cutouts or self.backgrounds):
+            raise ValueError("split has no effect without cutouts or backgrounds: remove it")
         return self
 
 
 class ModelSettings(Settings):
-    """The network; see `sas.models.unet.ConcatUNet`."""
+    """The network; see `sas.models.unet.ConcatUNet` and `sas.models.split.SplitDenoiser`."""
 
-    name: Literal["unet"] = "unet"
-    """Which network."""
+    name: Literal["unet", "split"] = "unet"
+    """Which network: the paper's UNet over image and masks together, or an image encoder and a light denoiser."""
+    encoder: str = "conv"
+    """Image encoder of the split network: "conv" (from scratch), "efficientnet_lite0", or "timm/NAME"."""
+    encoder_widths: tuple[int, ...] = (32, 64, 128)
+    """Widths of the "conv" encoder's maps at strides 4, 8 and 16."""
+    pretrained: bool = False
+    """Start the encoder from ImageNet features (needs the extra `pretrained`, at training time only)."""
     channels: tuple[int, ...] = (32, 64, 96, 128)
     """Width of each level."""
     blocks: int = Field(1, ge=1, le=8)
@@ -109,6 +127,21 @@ class ModelSettings(Settings):
     def _check(self) -> ModelSettings:
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"channels must be one or more positive widths, got {self.channels}: for example [32, 64]")
+        default_widths = type(self).model_fields["encoder_widths"].default
+        if self.name == "unet" and (self.encoder != "conv" or self.encoder_widths != default_widths):
+            raise ValueError(
+                "encoder and encoder_widths belong to the split network: remove them, or set name to split"
+            )
+        if self.name == "split" and (not self.middle_attention or self.gradient_checkpointing):
+            raise ValueError(
+                "middle_attention and gradient_checkpointing belong to the network unet: remove them, or set name to unet"
+            )
+        if self.encoder != "conv" and self.encoder_widths != default_widths:
+            raise ValueError(f"encoder_widths belong to the conv encoder, got encoder {self.encoder!r}: remove them")
+        if self.pretrained and (self.name != "split" or self.encoder == "conv"):
+            raise ValueError(
+                "pretrained needs the split network with an encoder other than conv: remove it or set encoder"
+            )
         wrong = [width for width in self.channels if width % self.norm_groups]
         if wrong:
             raise ValueError(
@@ -144,9 +177,22 @@ class DiffusionSettings(Settings):
     """Code masks as {-scale, scale} instead of {0, scale}."""
     high_noise_bias: float = Field(1.0, ge=0, le=10)
     """0 draws the time step uniformly; larger values prefer noisy ones."""
+    stop_weight: float = Field(1.0, ge=0, le=100)
+    """Weight of the loss of the "nothing is left" head, for networks that have one."""
+
+    rollout: float = Field(0.0, ge=0, le=1)
+    """Share of items whose cumulative mask is the network's own drawing so far (one step a layer)."""
+    energy_weight: float = Field(0.0, ge=0, le=100)
+    """Weight of the energy score of one-step samples, which keeps 1-step ensembles diverse."""
+    energy_members: int = Field(4, ge=2, le=64)
+    """Samples of the energy score."""
 
     @model_validator(mode="after")
     def _check(self) -> DiffusionSettings:
+        if (self.rollout or self.energy_weight) and self.loss_type != "bce_dice":
+            raise ValueError(
+                f'rollout and energy_weight need loss_type "bce_dice", got {self.loss_type!r}: set it, or both of them to 0'
+            )
         if self.loss_type == "bce_dice" and self.prediction_type != "sample":
             raise ValueError(
                 f'loss_type "bce_dice" needs prediction_type "sample", got {self.prediction_type!r}: set loss_type to "mse"'
@@ -183,6 +229,8 @@ class SamplingSettings(Settings):
     """Share of the grid below which a member is void."""
     merge_disjoint: bool = True
     """A layer that shares no pixel with the one before belongs to that one."""
+    stop_threshold: float = Field(0.5, gt=0, le=1)
+    """Probability that nothing is left above which sampling stops, for networks that say so."""
     max_layers: int = Field(8, ge=1, le=64)
     """Most layers of an image."""
     cumulative: Literal["shared", "member"] = "shared"
@@ -204,6 +252,8 @@ class TrainingSettings(Settings):
     """Most pictures of a process at once; smaller parts are accumulated. None: the process's whole share."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     """Peak learning rate of AdamW."""
+    encoder_rate: float = Field(1.0, ge=0, le=1)
+    """Learning rate of the split network's image encoder, as a factor; 0 freezes it."""
     weight_decay: float = Field(0.0, ge=0, lt=1)
     """Weight decay of AdamW."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -263,6 +313,12 @@ class Config(Settings):
             raise ValueError(
                 f"the concatenating UNet needs image_size equal to mask_size, got {self.data.image_size} and {self.data.mask_size}: set both alike"
             )
+        if self.model.name == "unet" and self.training.encoder_rate != 1:
+            raise ValueError(
+                "training.encoder_rate belongs to the split network: remove it, or set model.name to split"
+            )
+        if self.model.name == "split" and self.diffusion.learned_variance:
+            raise ValueError("the split network has no learned_variance: remove it, or set model.name to unet")
         side = self.model.patch * 2 ** (len(self.model.channels) - 1)
         if self.data.mask_size % side:
             raise ValueError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -66,6 +66,9 @@ class DiffusionObjective:
     learned_variance: the second output channel is a learned-range variance, trained by the variational bound.
     high_noise_bias: 0 draws t uniformly; larger values draw it with density proportional to t^bias.
     layers, corruption: see `sas.items.layer_items`. image_range: see `in_range`.
+    stop_weight: weight of the cross-entropy of the second output channel, a logit that the target is empty; 0: no such channel.
+    rollout: share of items whose cumulative mask is what the network itself has drawn so far, in one step a layer. energy_weight:
+    weight of an energy score of `energy_members` one-step samples, which keeps them diverse. Both need x_0 logits.
     """
 
     def __init__(
@@ -79,8 +82,17 @@ class DiffusionObjective:
         layers: Literal["all"] | int = "all",
         corruption: Corruption | None = None,
         image_range: Literal["unit", "bytes"] = "unit",
+        stop_weight: float = 0.0,
+        rollout: float = 0.0,
+        energy_weight: float = 0.0,
+        energy_members: int = 4,
     ) -> None:
         self.prediction_type: str = scheduler.config.prediction_type
+        if (rollout or energy_weight) and loss_type != "bce_dice":
+            raise ValueError(
+                f'rollout and energy_weight need loss_type "bce_dice", got {loss_type!r}: '
+                "their one-step samples are read from x_0 logits; change it or set both to 0"
+            )
         if loss_type == "bce_dice" and self.prediction_type != "sample":
             raise ValueError(
                 f'loss_type "bce_dice" needs prediction_type "sample", got {self.prediction_type!r}: '
@@ -95,11 +107,17 @@ class DiffusionObjective:
         self.layers = layers
         self.corruption = corruption
         self.image_range = image_range
+        self.stop_weight = stop_weight
+        self.rollout = rollout
+        self.energy_weight, self.energy_members = energy_weight, energy_members
 
     def loss(self, model: MaskDenoiser, batch: SceneBatch, keys: Keys) -> dict[str, torch.Tensor]:
         """Losses of each training item of a batch: "loss" (what to minimise) and its parts, each float (M,)."""
         items = layer_items(batch, keys, layers=self.layers, corruption=self.corruption)
-        features = select_rows(model.encode(in_range(batch.image, self.image_range)), items.picture)
+        encoded = model.encode(in_range(batch.image, self.image_range))
+        if self.rollout:
+            items = self._with_own_cumulative(model, encoded, items, keys)
+        features = select_rows(encoded, items.picture)
         x_0, noise, timestep = self._draw(items, keys)
         x_t = self.add_noise(x_0, noise, timestep)
         output = model(x_t, timestep, condition(items.cumulative), features).float()
@@ -111,7 +129,59 @@ class DiffusionObjective:
             parts = {"mse": _mean_where(squared, items.known)}
         if self.learned_variance:
             parts["vlb"] = self._variational_bound(x_0, x_t, timestep, output, items.known)
+        if self.stop_weight:
+            empty = (~items.target.flatten(1).any(dim=1)).float()
+            logit = reduce(output[:, 1], "m h w -> m", "mean")
+            parts["stop"] = self.stop_weight * functional.binary_cross_entropy_with_logits(
+                logit, empty, reduction="none"
+            )
+        if self.energy_weight:
+            parts["energy"] = self.energy_weight * self._energy_score(model, features, items, keys)
         return {"loss": torch.stack(list(parts.values())).sum(dim=0), **parts}
+
+    def _one_step(
+        self, model: MaskDenoiser, features: Features, cumulative: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Soft masks (M, 1, h, w) drawn in one step from the last time step."""
+        last = torch.full((len(noise),), len(self.alphas_cumprod) - 1, device=noise.device)
+        x_t = self.add_noise(torch.zeros_like(noise), noise, last)
+        return model(x_t, last, condition(cumulative), features)[:, :1].float().sigmoid()
+
+    @torch.no_grad()
+    def _with_own_cumulative(self, model: MaskDenoiser, encoded: Features, items: Items, keys: Keys) -> Items:
+        """Some items with the cumulative mask that the network, drawing layer after layer by itself, would stand at."""
+        height, width = items.target.shape[-2:]
+        found = torch.zeros(len(keys), 1, height, width, dtype=torch.bool, device=items.target.device)
+        stands = [found]
+        for layer in range(int(items.layer.max())):
+            noise = keys.normal(f"rollout-{layer}", 1, height, width).to(found.device)
+            found = found | (self._one_step(model, encoded, found, noise) > 0.5)
+            stands.append(found)
+        own = torch.stack(stands)[items.layer, items.picture]
+        chosen = keys.items(items.picture, items.slot).uniform("rollout") < self.rollout
+        mixed = torch.where(chosen.to(own.device)[:, None, None, None], own, items.cumulative)
+        return replace(items, cumulative=mixed)
+
+    def _energy_score(self, model: MaskDenoiser, features: Features, items: Items, keys: Keys) -> torch.Tensor:
+        """E |s - y| - E |s - s'| / 2 over one-step samples s (Gneiting & Raftery 2007), per item; smallest for the true distribution.
+
+        |.| is the root mean square over known pixels; the second term is the unbiased mean over pairs.
+        """
+        members = self.energy_members
+        rows = torch.arange(len(items), device=items.target.device).repeat_interleave(members)
+        noise = keys.items(items.picture, items.slot).normal("energy", members, *items.target.shape[1:])
+        soft = self._one_step(
+            model, select_rows(features, rows), items.cumulative[rows], noise.flatten(0, 1).to(rows.device)
+        )
+        samples = rearrange(soft, "(m e) 1 h w -> m e h w", e=members)
+        known = items.known.float()
+
+        def distance(difference: torch.Tensor) -> torch.Tensor:
+            squared = reduce(difference**2 * known, "m e h w -> m e", "sum")
+            return (squared / reduce(known, "m 1 h w -> m 1", "sum").clamp(min=1) + 1e-6).sqrt()
+
+        pairs = [distance(samples - samples.roll(shift, dims=1)).mean(dim=1) for shift in range(1, members)]
+        return distance(samples - items.target.float()).mean(dim=1) - torch.stack(pairs).mean(dim=0) / 2
 
     def add_noise(self, x_0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Sample of q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I); all (M, 1, h, w), timestep (M,)."""
@@ -212,6 +282,8 @@ class Sampler:
     """The reverse process: from noise to soft masks, for many rows at once.
 
     logits: channel 0 of the network's output holds x_0 logits. steps: number of denoising steps. rows: most rows a call.
+    stop: the network's second channel is a logit that nothing is left; its probability is sigmoid(scale x logit + shift) for
+    stop = (scale, shift), read at the first step, where it sees no mask yet.
     """
 
     scheduler: Any
@@ -219,6 +291,7 @@ class Sampler:
     logits: bool
     steps: int
     rows: int
+    stop: tuple[float, float] | None = None
     on_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     @torch.no_grad()
@@ -231,7 +304,7 @@ class Sampler:
         *,
         picture: torch.Tensor,
     ) -> torch.Tensor:
-        """Soft masks float (M, 1, h, w) in [0, 1].
+        """Soft masks float (M, 1, h, w) in [0, 1]; with `stop` (M, 2, h, w), the second channel the probability that nothing is left.
 
         cumulative: bool (M, 1, h, w). generators: M CPU generators, the only source of noise. picture: int64 (M,), the row of
         `features` that belongs to each mask.
@@ -257,6 +330,8 @@ class Sampler:
             scaled = scheduler.scale_model_input(x_t, t)
             time = t.expand(len(x_t)).to(cumulative.device)
             output = model(scaled.to(dtype), time, seen.to(dtype), features).float()
+            if index == 0 and self.stop is not None:
+                nothing = (self.stop[0] * output[:, 1:2] + self.stop[1]).sigmoid()
             if index == len(scheduler.timesteps) - 1:
                 # The smallest variance: DDPM in few steps would leave noise in its result. A model's own tensor stays as it is.
                 output = torch.cat([output[:, :1], torch.full_like(output[:, 1:], -1)], dim=1)
@@ -265,7 +340,8 @@ class Sampler:
             ]
             if self.on_step is not None:
                 x_t = self.on_step(index, t, x_t)
-        return self.codec.decode(x_t)
+        soft = self.codec.decode(x_t)
+        return soft if self.stop is None else torch.cat([soft, nothing], dim=1)
 
     def _for_scheduler(self, output: torch.Tensor, scheduler: Any) -> torch.Tensor:
         """The network's output as the scheduler wants it: logits decoded, the variance channel only for DDPM."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
@@ -15,9 +16,11 @@ from sas.data.composer import Composer, SceneStyle
 from sas.data.folders import open_scenes
 from sas.data.solids import FAMILIES
 from sas.data.source import Prefetcher, SceneLoader, SceneSource
+from sas.data.split import Part, cutout_part, part_of, split_hash
 from sas.diffusion import DiffusionObjective, MaskCodec
+from sas.io import find_images
 from sas.items import Corruption
-from sas.models import ConcatUNet
+from sas.models import ConcatUNet, SplitDenoiser
 from sas.pipeline import SASPipeline
 from sas.seeding import derive_seed
 
@@ -27,10 +30,28 @@ VALIDATION_SEED = 1_000_000
 """Seeds of generated scenes: training below this, validation from here, test from twice this on."""
 
 
-def build_model(config: Config) -> ConcatUNet:
-    """The untrained network; its initial weights depend on training.seed alone."""
+def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | SplitDenoiser:
+    """The untrained network; its initial weights depend on training.seed alone.
+
+    pretrained: the image encoder starts from ImageNet features, if the configuration says so.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.training.seed, "weights"))
+        if config.model.name == "split":
+            model = SplitDenoiser(
+                image_size=config.data.image_size,
+                mask_size=config.data.mask_size,
+                encoder=config.model.encoder,
+                encoder_widths=config.model.encoder_widths,
+                channels=config.model.channels,
+                blocks=config.model.blocks,
+                attention_sizes=config.model.attention_sizes,
+                patch=config.model.patch,
+                norm_groups=config.model.norm_groups,
+            )
+            if pretrained and config.model.pretrained:
+                model.load_pretrained_encoder()
+            return model
         return ConcatUNet(
             size=config.data.mask_size,
             channels=config.model.channels,
@@ -78,11 +99,15 @@ def build_objective(config: Config) -> DiffusionObjective:
         high_noise_bias=diffusion.high_noise_bias,
         layers=data.layers,
         corruption=corruption,
+        stop_weight=diffusion.stop_weight if config.model.name == "split" else 0.0,
         image_range=config.sampling.image_range,
+        rollout=diffusion.rollout,
+        energy_weight=diffusion.energy_weight,
+        energy_members=diffusion.energy_members,
     )
 
 
-def build_pipeline(config: Config, model: ConcatUNet, *, model_id: str = "") -> SASPipeline:
+def build_pipeline(config: Config, model: ConcatUNet | SplitDenoiser, *, model_id: str = "") -> SASPipeline:
     sampling = config.sampling
     return SASPipeline(
         model=model,
@@ -99,9 +124,12 @@ def build_pipeline(config: Config, model: ConcatUNet, *, model_id: str = "") -> 
         threshold=sampling.threshold,
         void_area=sampling.void_area,
         merge_disjoint=sampling.merge_disjoint,
+        stop_head=config.model.name == "split",
+        stop_threshold=sampling.stop_threshold,
         max_layers=sampling.max_layers,
         shared_cumulative=sampling.cumulative == "shared",
         min_overlap=config.data.min_overlap,
+        data_split=data_split(config.data),
         model_id=model_id,
     )
 
@@ -113,28 +141,19 @@ def scene_style(data: DataSettings) -> SceneStyle:
         empty=data.empty,
         twins=data.twins,
         letterbox=data.letterbox,
+        appearance=data.appearance,
     )
 
 
-def build_composer(data: DataSettings, *, seed: int, atlas_seed: int, device: torch.device | str = "cpu") -> Composer:
-    """A composer over the cutouts of a configuration. `atlas_seed` chooses rendered looks, `seed` the scenes."""
-    if data.cutouts:
-        atlas = Atlas.from_folders(data.cutouts, size=data.sprite_size)
-    else:
-        families = data.families or FAMILIES
-        logger.info("rendering %d cutouts of %d classes", data.classes * data.views, data.classes)
-        atlas = Atlas.generated(
-            seed=atlas_seed, classes=data.classes, views=data.views, size=data.sprite_size, families=families
-        )
+def build_composer(
+    data: DataSettings, *, seed: int, atlas_seed: int, part: Part = "train", device: torch.device | str = "cpu"
+) -> Composer:
+    """A composer over the cutouts of a configuration. `atlas_seed` chooses rendered looks, `seed` the scenes, `part` the names
+    if the configuration divides them."""
     size = data.image_size * data.oversample
-    backgrounds = (
-        load_backgrounds(data.backgrounds, size=size)
-        if data.backgrounds
-        else render_backgrounds(seed=derive_seed(atlas_seed, "backgrounds"), count=data.background_count, size=size)
-    )
     return Composer(
-        atlas,
-        backgrounds,
+        build_atlas(data, seed=atlas_seed, part=part),
+        _backgrounds(data, seed=atlas_seed, part=part, size=size),
         seed=seed,
         image_size=data.image_size,
         mask_size=data.mask_size,
@@ -145,6 +164,49 @@ def build_composer(data: DataSettings, *, seed: int, atlas_seed: int, device: to
     )
 
 
+def build_atlas(data: DataSettings, *, seed: int, part: Part = "train") -> Atlas:
+    """All cutouts of a configuration; of folders, if it divides them, those of one part."""
+    atlases = []
+    for folder in data.cutouts:
+        atlas = Atlas.from_folders([folder], size=data.sprite_size)
+        if data.split == "by_name":
+            atlas = atlas.chosen(row for row, name in enumerate(atlas.names) if cutout_part(name) == part)
+        atlases.append(atlas)
+    if not data.cutouts or data.rendered:
+        logger.info("rendering %d cutouts of %d classes", data.classes * data.views, data.classes)
+        families = data.families or FAMILIES
+        atlases.append(
+            Atlas.generated(seed=seed, classes=data.classes, views=data.views, size=data.sprite_size, families=families)
+        )
+    return Atlas.merged(atlases)
+
+
+def _backgrounds(data: DataSettings, *, seed: int, part: Part, size: int) -> np.ndarray:
+    """Pictures of the folder and, if asked for, rendered ones: uint8 (M, 3, size, size), as many of either kind."""
+
+    def keep(name: str) -> bool:
+        return data.split == "none" or part_of(name) == part
+
+    sources = []
+    if data.backgrounds:
+        sources.append(load_backgrounds(data.backgrounds, size=size, keep=keep))
+    if not data.backgrounds or data.rendered:
+        sources.append(
+            render_backgrounds(seed=derive_seed(seed, "backgrounds"), count=data.background_count, size=size)
+        )
+    most = max(len(pictures) for pictures in sources)
+    return np.concatenate([np.resize(pictures, (most, *pictures.shape[1:])) for pictures in sources])
+
+
+def data_split(data: DataSettings) -> str:
+    """SHA-256 of the division of cutouts and backgrounds into parts; empty if there is none."""
+    if data.split == "none":
+        return ""
+    cutouts = [path.stem for path in find_images(list(data.cutouts), recursive=True)] if data.cutouts else []
+    pictures = [path.name for path in find_images([data.backgrounds])] if data.backgrounds else []
+    return split_hash(cutouts, pictures)
+
+
 def check_data(data: DataSettings) -> str:
     """Look at the data of a configuration without loading it all; returns what there is, in words."""
     if data.scenes:
@@ -152,8 +214,9 @@ def check_data(data: DataSettings) -> str:
         return f"{len(scenes)} scenes in {data.scenes}, first one {scenes[0].width}x{scenes[0].height}"
     sprites = f"{data.classes} rendered classes with {data.views} views"
     if data.cutouts:
-        atlas = Atlas.from_folders(data.cutouts, size=data.sprite_size)
-        sprites = f"{len(atlas)} cutouts in {len(atlas.group_sizes)} groups from {', '.join(data.cutouts)}"
+        atlas = build_atlas(data.model_copy(update={"rendered": False, "families": ()}), seed=0)
+        found = f"{len(atlas)} cutouts in {len(atlas.group_sizes)} groups from {', '.join(data.cutouts)}"
+        sprites = f"{found}, {sprites}" if data.rendered else found
     if data.backgrounds:
         count = len(load_backgrounds(data.backgrounds, size=data.image_size))
         return f"{sprites}, {count} backgrounds from {data.backgrounds}"
@@ -190,8 +253,11 @@ def build_validation(config: Config) -> SceneSource:
             mask_size=data.mask_size,
         )
     smaller = data.model_copy(
-        update={"classes": max(8, data.classes // 4), "background_count": max(8, data.background_count // 4)}
+        update={
+            "classes": max(8, data.classes // 4),
+            "background_count": max(8, data.background_count // 4),
+            "appearance": 0.0,
+        }
     )
-    return build_composer(
-        smaller, seed=VALIDATION_SEED + config.training.seed, atlas_seed=VALIDATION_SEED + config.training.seed
-    )
+    seed = VALIDATION_SEED + config.training.seed
+    return build_composer(smaller, seed=seed, atlas_seed=seed, part="validation")

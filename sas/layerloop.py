@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 
 from sas.ensemble import ConsensusRule, consensus, marginal_uncertainty, probability, uncertainty, void_members
 
@@ -26,7 +26,8 @@ class LoopRules:
     threshold: soft mask above which a pixel of a member is set. void_area: share of the grid below which a member is void.
     consensus: rule for the mask kept. merge_disjoint: a layer that shares no pixel with the one before belongs to that one.
     max_layers: layers at most. shared: members share the consensus as their cumulative mask, else each keeps its own.
-    marginal: uncertainty is p (1 - p) instead of the members' variance.
+    marginal: uncertainty is p (1 - p) instead of the members' variance. stop_threshold: a layer is void if the members' mean
+    probability that nothing is left, where they give one, lies above.
     """
 
     threshold: float = 0.5
@@ -36,6 +37,7 @@ class LoopRules:
     max_layers: int = 8
     shared: bool = True
     marginal: bool = False
+    stop_threshold: float = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,9 @@ class LoopState:
 
 
 Draw = Callable[[LoopState, list[int]], torch.Tensor]
-"""`draw(state, rows) -> soft`: soft masks of the next layer of some rows, float (len(rows), e, 1, h, w) in [0, 1]."""
+"""`draw(state, rows) -> soft`: soft masks of the next layer of some rows, float (len(rows), e, 1, h, w) in [0, 1]; a second channel,
+if there is one, holds the probability that nothing is left.
+"""
 
 
 def next_layer(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:
@@ -94,9 +98,10 @@ def next_layer(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:
     rows = state.active
     if not rows:
         return state
-    soft = rearrange(draw(state, rows), "b e 1 h w -> b e h w")
+    drawn = draw(state, rows)
+    soft = drawn[:, :, 0]
     members = soft > rules.threshold
-    void = void_members(members, void_area=rules.void_area)
+    void = judged_void(members, drawn[:, :, 1:], rules)
     masks = consensus(members, void, rule=rules.consensus)
     probabilities = probability(soft)
     spread = marginal_uncertainty(probabilities) if rules.marginal else uncertainty(members)
@@ -107,6 +112,17 @@ def next_layer(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:
         )
         state = _judge(state, row, found, void[at], rules)
     return state
+
+
+def judged_void(members: torch.Tensor, nothing: torch.Tensor, rules: LoopRules) -> torch.Tensor:
+    """Void members, bool (b, e): masks too small; all of them where nothing seems to be left.
+
+    members: bool (b, e, h, w). nothing: float (b, e, 0 or 1, h, w), probability that nothing is left.
+    """
+    void = void_members(members, void_area=rules.void_area)
+    if nothing.shape[2]:
+        void = void | (reduce(nothing, "b e 1 h w -> b 1", "mean") > rules.stop_threshold)
+    return void
 
 
 def run_loop(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:

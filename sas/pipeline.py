@@ -64,6 +64,11 @@ class SASPipeline(DiffusionPipeline):
         max_layers: int = 8,
         shared_cumulative: bool = True,
         min_overlap: float = 0.01,
+        stop_head: bool = False,
+        stop_threshold: float = 0.5,
+        stop_scale: float = 1.0,
+        stop_shift: float = 0.0,
+        data_split: str = "",
         model_id: str = "",
     ) -> None:
         super().__init__()
@@ -88,6 +93,11 @@ class SASPipeline(DiffusionPipeline):
             max_layers=max_layers,
             shared_cumulative=shared_cumulative,
             min_overlap=min_overlap,
+            stop_head=stop_head,
+            stop_threshold=stop_threshold,
+            stop_scale=stop_scale,
+            stop_shift=stop_shift,
+            data_split=data_split,
             model_id=model_id,
         )
         self._weights_sha256 = ""
@@ -280,7 +290,7 @@ class SASPipeline(DiffusionPipeline):
             )
             cumulative = rearrange(state.cumulative[rows], "b e 1 h w -> (b e) 1 h w")
             soft = self._draw(features, cumulative, generators, picture, settings[0].steps, batch_size, callback)
-            return rearrange(soft, "(b e) 1 h w -> b e 1 h w", e=members)
+            return rearrange(soft, "(b e) c h w -> b e c h w", e=members)
 
         state = run_loop(state, draw, rules)
         info = self.model_info
@@ -315,14 +325,7 @@ class SASPipeline(DiffusionPipeline):
 
         rows = min(batch_size, len(generators))
         while True:
-            sampler = Sampler(
-                scheduler=self.scheduler,
-                codec=self.codec,
-                logits=self.config.logits,
-                steps=steps,
-                rows=rows,
-                on_step=on_step if callback is not None else None,
-            )
+            sampler = self.sampler(steps=steps, rows=rows, on_step=on_step if callback is not None else None)
             try:
                 # A retry must draw the same noise, so each attempt starts from copies of the generators.
                 fresh = [g.clone_state() for g in generators]
@@ -376,6 +379,25 @@ class SASPipeline(DiffusionPipeline):
     def codec(self) -> MaskCodec:
         return MaskCodec(scale=self.config.mask_scale, centred=self.config.mask_centred)
 
+    def sampler(
+        self,
+        *,
+        steps: int,
+        rows: int,
+        on_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> Sampler:
+        """The reverse process with this pipeline's scheduler and codes; see `sas.diffusion.Sampler`."""
+        config = self.config
+        return Sampler(
+            scheduler=self.scheduler,
+            codec=self.codec,
+            logits=config.logits,
+            steps=steps,
+            rows=rows,
+            stop=(config.stop_scale, config.stop_shift) if config.stop_head else None,
+            on_step=on_step,
+        )
+
     def _settings(
         self,
         ensemble_size: int | None,
@@ -414,6 +436,7 @@ class SASPipeline(DiffusionPipeline):
             max_layers=max_layers,
             shared=config.shared_cumulative,
             marginal=settings.mode == "marginal",
+            stop_threshold=config.stop_threshold,
         )
 
     def _check_inputs(

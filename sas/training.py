@@ -35,13 +35,13 @@ from sas.checkpoint import (
 )
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.distributed import make_accelerator, share, sum_over_processes
-from sas.factory import build_model, build_objective, build_pipeline, build_source, build_validation
+from sas.factory import build_model, build_objective, build_pipeline, build_source, build_validation, data_split
 from sas.io import InputError, atomic_write_bytes
 from sas.pipeline import SASPipeline
 from sas.scene import SceneBatch
 from sas.seeding import Keys, derive_seed
 from sas.tracking import Tracking
-from sas.validation import Validation, validate
+from sas.validation import Validation, calibrate_stop, validate
 from sas.visualize import image_grid, layer_colors, outline, tint
 
 logger = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ class Trainer:
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             self._refuse("gradient", step, suspects)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step)
+            group["lr"] = self._learning_rate(step) * group.get("factor", 1.0)
         self.optimizer.step()
         self.ema.step(self.model.parameters())
         return {name: float(sums[name] / sums["items"]) for name in names if name != "items"}, norm
@@ -245,9 +245,9 @@ class Trainer:
 
     def _build(self) -> None:
         config, device = self.config, self.accelerator.device
-        self.model = build_model(config)
+        self.model = build_model(config, pretrained=self._init_from is None)
         if self._init_from is not None:
-            _copy_weights(self.model, self._init_from)
+            _copy_weights(self.model, self._init_from, split=data_split(config.data))
         if config.model.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.model.to(device, memory_format=torch.channels_last)
@@ -255,7 +255,9 @@ class Trainer:
         self.ema.to(device)
         training = config.training
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+            _parameter_groups(self.model, encoder_rate=training.encoder_rate),
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
         )
         network: Any = torch.compile(self.model) if training.compile else self.model
         self.losses, self.optimizer = self.accelerator.prepare(_Losses(network, build_objective(config)), optimizer)
@@ -355,6 +357,9 @@ class Trainer:
             if self._validation_batch is None:
                 self._validation_batch = build_validation(self.config).batch(0, range(cadence.validation_scenes))
             pipe = self._pipeline()
+            if pipe.config.stop_head:
+                scale, shift = calibrate_stop(pipe, self._validation_batch)
+                pipe.register_to_config(stop_scale=scale, stop_shift=shift)
             scores = validate(
                 pipe,
                 self._validation_batch,
@@ -477,9 +482,27 @@ def _not_finite(losses: torch.Tensor, batch: SceneBatch, positions: range, layer
     return sorted({f"{batch.ids[owner[m]]} (position {positions[owner[m]]})" for m in bad})
 
 
-def _copy_weights(model: nn.Module, weights: str | Path) -> None:
-    """Start from the network of a saved pipeline; InputError if its architecture differs."""
-    state = SASPipeline.from_pretrained(weights).model.state_dict()
+def _parameter_groups(model: nn.Module, *, encoder_rate: float) -> list[dict[str, Any]]:
+    """Parameters for the optimizer; the image encoder's apart if its learning rate has a factor."""
+    encoder = getattr(model, "image_encoder", None)
+    if encoder is None or encoder_rate == 1:
+        return [{"params": list(model.parameters())}]
+    own = {id(p) for p in encoder.parameters()}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    if encoder_rate == 0:
+        encoder.requires_grad_(False)
+    return [{"params": rest, "factor": 1.0}, {"params": list(encoder.parameters()), "factor": encoder_rate}]
+
+
+def _copy_weights(model: nn.Module, weights: str | Path, *, split: str) -> None:
+    """Start from the network of a saved pipeline; InputError if its architecture or its division of the data differs."""
+    pipe = SASPipeline.from_pretrained(weights)
+    if split and pipe.config.data_split != split:
+        raise InputError(
+            f"init_from {weights} was trained with data split {pipe.config.data_split[:12] or 'none'}, got {split[:12]} now, and may have "
+            "seen what is held out; set data.split to none, or start from weights of the same split"
+        )
+    state = pipe.model.state_dict()
     own = model.state_dict()
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape] + [
         n for n in state if n not in own

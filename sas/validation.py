@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from einops import rearrange, repeat
+from scipy.optimize import minimize
 
 from sas.diffusion import Sampler, in_range
-from sas.ensemble import consensus, void_members
+from sas.ensemble import consensus
 from sas.items import layer_items
-from sas.layerloop import LoopRules, LoopState, run_loop
+from sas.layerloop import LoopRules, LoopState, judged_void, run_loop
 from sas.metrics import false_layers, layer_ious
 from sas.pipeline import SASPipeline
 from sas.scene import SceneBatch
@@ -64,8 +65,8 @@ def validate(
     """Score the pipeline's network on a batch, with its own and with true cumulative masks."""
     config, device = pipe.config, pipe.device
     batch = batch.to(device)
-    sampler = Sampler(scheduler=pipe.scheduler, codec=pipe.codec, logits=config.logits, steps=steps, rows=rows)
-    features = pipe.model.encode(in_range(batch.image, config.image_range).to(pipe.model.dtype))
+    sampler = pipe.sampler(steps=steps, rows=rows)
+    features = pipe.model.encode(in_range(batch.image, config.image_range).to(pipe.dtype))
     rules = LoopRules(
         threshold=config.threshold,
         void_area=config.void_area,
@@ -73,6 +74,7 @@ def validate(
         merge_disjoint=config.merge_disjoint,
         max_layers=config.max_layers,
         shared=config.shared_cumulative,
+        stop_threshold=config.stop_threshold,
     )
     predictions = _own(pipe, sampler, features, batch, rules, members, seed)
     layers = batch.layers().cpu().numpy()
@@ -100,6 +102,28 @@ def validate(
     )
 
 
+@torch.no_grad()
+def calibrate_stop(pipe: SASPipeline, batch: SceneBatch, *, seed: int = 0, rows: int = 64) -> tuple[float, float]:
+    """Scale and shift that make the stop head's probability a calibrated one (Platt 1999): logistic regression of "nothing is
+    left" on its logit, one draw an item, true cumulative masks.
+    """
+    batch = batch.to(pipe.device)
+    items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
+    features = pipe.model.encode(in_range(batch.image, pipe.config.image_range).to(pipe.dtype))
+    generators = [generator_for(seed, "stop", m) for m in range(len(items))]
+    raw = replace(pipe.sampler(steps=1, rows=rows), stop=(1.0, 0.0))
+    drawn = raw(pipe.model, features, items.cumulative, generators, picture=items.picture)
+    logit = drawn[:, 1].flatten(1).mean(dim=1).double().logit(eps=1e-9).cpu().numpy()
+    empty = (~items.target.flatten(1).any(dim=1)).cpu().numpy()
+
+    def entropy(values: np.ndarray) -> float:
+        margin = np.where(empty, 1, -1) * (values[0] * logit + values[1])
+        return float(np.logaddexp(0, -margin).mean() + 1e-4 * (values**2).sum())
+
+    scale, shift = minimize(entropy, np.array([1.0, 0.0]), method="Nelder-Mead").x
+    return float(scale), float(shift)
+
+
 def _own(
     pipe: SASPipeline, sampler: Sampler, features: object, batch: SceneBatch, rules: LoopRules, members: int, seed: int
 ) -> list[np.ndarray]:
@@ -116,7 +140,7 @@ def _own(
         )
         cumulative = rearrange(state.cumulative[active], "b e 1 h w -> (b e) 1 h w")
         soft = sampler(pipe.model, features, cumulative, generators, picture=picture)  # type: ignore[arg-type]
-        return rearrange(soft, "(b e) 1 h w -> b e 1 h w", e=members)
+        return rearrange(soft, "(b e) c h w -> b e c h w", e=members)
 
     size = pipe.config.mask_size
     start = LoopState.start(count=len(batch), ensemble_size=members, mask_size=size, device=pipe.device)
@@ -144,8 +168,9 @@ def _with_true_masks(
     ]
     repeated = repeat(cumulative, "m 1 h w -> (m e) 1 h w", e=members)
     soft = sampler(pipe.model, features, repeated, generators, picture=picture.repeat_interleave(members))  # type: ignore[arg-type]
-    drawn = rearrange(soft, "(m e) 1 h w -> m e h w", e=members) > rules.threshold
-    void = void_members(drawn, void_area=rules.void_area)
+    soft = rearrange(soft, "(m e) c h w -> m e c h w", e=members)
+    drawn = soft[:, :, 0] > rules.threshold
+    void = judged_void(drawn, soft[:, :, 1:], rules)
     return consensus(drawn, void, rule=rules.consensus).cpu().numpy(), void.all(dim=1).cpu().numpy()
 
 

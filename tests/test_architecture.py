@@ -19,7 +19,7 @@ RANKS = {
     3: ("items", "metrics", "models", "data"),
     4: ("diffusion", "layerloop"),
     5: ("pipeline",),
-    6: ("factory", "validation", "sampling", "demo", "doctor"),
+    6: ("factory", "validation", "sampling", "demo", "doctor", "export"),
     7: ("training", "evaluation"),
     8: ("cli",),
 }
@@ -127,7 +127,10 @@ def test_nothing_is_pickled(name: str) -> None:
     modules = {top(module) for module, _ in imports(name)}
     assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     for called, node in calls(name):
-        assert called not in ("torch.load", "torch.save"), f"sas/{name}, line {node.lineno}: {called} pickles"
+        # The one file of somebody else's that training may start from is a pickle; its package is read with tensors alone allowed.
+        tensors_only = any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)
+        if not (name == "models.encoders" and called == "torch.load" and tensors_only):
+            assert called not in ("torch.load", "torch.save"), f"sas/{name}, line {node.lineno}: {called} pickles"
         if called in ("np.load", "numpy.load"):
             allowed = {word.arg: ast.unparse(word.value) for word in node.keywords}.get("allow_pickle")
             assert allowed == "False", f"sas/{name}, line {node.lineno}: np.load without allow_pickle=False"

@@ -147,8 +147,13 @@ def test_chosen_and_joined_number_groups_anew(tiny_atlas: Atlas) -> None:
     some = tiny_atlas.chosen([5, 1, 0])
     assert some.group.tolist() == [0, 0, 1] and torch.equal(some.sprites, tiny_atlas.sprites[[0, 1, 5]])
     assert some.names == tuple(tiny_atlas.names[row] for row in (0, 1, 5))
-    both = some.joined(tiny_atlas)
+    both = Atlas.merged([some, tiny_atlas])
     assert both.group.tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 4] and len(both.names) == len(both) == 9
+    assert both.shares is not None and torch.allclose(both.shares, torch.tensor([1 / 4] * 2 + [1 / 6] * 3)), (
+        "each atlas alike"
+    )
+    fewer = both.chosen([0, 3, 4]).shares
+    assert fewer is not None and torch.allclose(fewer, torch.tensor([0.6, 0.4]))
     with pytest.raises(InputError, match="rows must name at least one cutout, got none"):
         tiny_atlas.chosen([])
 

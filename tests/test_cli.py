@@ -71,7 +71,10 @@ def test_version(call: Call) -> None:
     [
         ("smaple", "sas: 'smaple' is no command; did you mean `sas sample`?"),
         ("trian", "sas: 'trian' is no command; did you mean `sas train`?"),
-        ("photo.jpg", "sas: 'photo.jpg' is no command; commands are demo, sample, train, evaluate, compose, doctor"),
+        (
+            "photo.jpg",
+            "sas: 'photo.jpg' is no command; commands are demo, sample, train, evaluate, compose, export, doctor",
+        ),
     ],
 )
 def test_unknown_command(call: Call, word: str, hint: str) -> None:

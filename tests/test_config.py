@@ -49,7 +49,7 @@ def test_there_are_shipped_configurations() -> None:
         ({"training.stepz": 3}, "unknown key training.stepz: did you mean training.steps?"),
         ({"data.mask_sizes": 3}, "unknown key data.mask_sizes: did you mean data.mask_size?"),
         ({"trainin.steps": 3}, "unknown key trainin: did you mean training?"),
-        ({"model.zzz": 3}, "unknown key model.zzz: known there: name, channels"),
+        ({"model.zzz": 3}, "unknown key model.zzz: known there: name, encoder"),
         ({"zzz.zzz": 3}, "unknown key zzz: known there: data, model, diffusion, sampling, training, logging"),
         ({"steps": 3}, "override steps must be section.field, got 'steps': for example training.steps"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -542,3 +543,156 @@ def test_features_may_be_a_nest() -> None:
         Nested(scheduler), features, cumulative, [generator_for(0, row) for row in range(3)], picture=picture
     )
     assert torch.equal(soft > 0.5, true_masks()[picture])
+
+
+# ---------------------------------------------------------------------- the network's own cumulative masks, and the energy score
+
+
+class Constant(nn.Module):
+    """Draws a given mask for each number of pixels found so far, whatever the noise; a parameter makes it trainable."""
+
+    def __init__(self, answers: dict[int, torch.Tensor]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+        self.answers = answers
+        self.cumulative: list[torch.Tensor] = []
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+    def forward(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
+        self.cumulative.append(cumulative > 0)
+        found = (cumulative > 0).flatten(1).sum(dim=1).tolist()
+        nothing = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+        masks = torch.stack([self.answers.get(number, nothing) for number in found])[:, None]
+        return (masks.float() * 2 - 1) * self.scale
+
+
+def logit_objective(**changes: Any) -> DiffusionObjective:
+    scheduler = make_scheduler(zero_snr=True)
+    return DiffusionObjective(scheduler, codec=MaskCodec(scale=0.5), loss_type="bce_dice", **changes)
+
+
+def test_rollout_is_what_the_network_would_have_found() -> None:
+    batch, keys = make_batch(), Keys(0, 0, (0, 1, 2))
+    wrong = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    wrong[0, :3] = True  # not the first layer, whatever the picture
+    more = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    more[7] = True
+    network = Constant({0: wrong, 3: more})
+    logit_objective(rollout=1.0).loss(network, batch, keys)
+    items = layer_items(batch, keys)
+    seen = network.cumulative[-1][:, 0]
+    for m, layer in enumerate(items.layer.tolist()):
+        expected = [torch.zeros_like(wrong), wrong, wrong | more, wrong | more][layer]
+        assert torch.equal(seen[m], expected), (m, layer)
+
+
+def test_rollout_takes_its_share_and_keeps_targets() -> None:
+    batch, keys = make_batch(), Keys(0, 0, (0, 1, 2))
+    items = layer_items(batch, keys)
+    for share in (0.0, 0.5):
+        network = Constant({})
+        logit_objective(rollout=share).loss(network, batch, keys)
+        same = (network.cumulative[-1] == items.cumulative).flatten(1).all(dim=1)
+        assert same.all() if share == 0 else 0 < (~same).sum() < len(items)
+
+
+def test_rollout_has_no_gradient_and_is_reproducible() -> None:
+    batch, keys = make_batch(), Keys(0, 0, (0, 1, 2))
+    losses = []
+    for _ in range(2):
+        network = ConcatUNet(size=SIZE, channels=(8,), blocks=1, heads=0, norm_groups=4)
+        torch.manual_seed(0)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        losses.append(logit_objective(rollout=0.7).loss(network, batch, keys)["loss"])
+    assert torch.equal(*losses) and losses[0].requires_grad
+
+
+def test_energy_score_by_hand() -> None:
+    """Two samples of one pixel: distance to the truth less half their own distance."""
+    batch, keys = make_batch(1), Keys(0, 0, (0,))
+    objective = logit_objective(energy_weight=1.0, energy_members=2)
+    items = layer_items(batch, keys)
+
+    class Samples(nn.Module):
+        def forward(self, noisy: torch.Tensor, *rest: object) -> torch.Tensor:
+            sample = torch.full((len(noisy), 1, SIZE, SIZE), 100.0)
+            sample[::2] = -100.0  # an empty mask and a full one in turn
+            return sample
+
+    score = objective._energy_score(Samples(), batch.image[items.picture], items, keys)  # type: ignore[arg-type]
+    for m in range(len(items)):
+        known, target = items.known[m, 0], items.target[m, 0]
+        share = float((target & known).sum() / known.sum())
+        by_hand = (math.sqrt(share) + math.sqrt(1 - share)) / 2 - 1 / 2
+        assert float(score[m]) == pytest.approx(by_hand, abs=2e-3)
+
+
+def test_energy_score_prefers_the_true_distribution() -> None:
+    """Truth: a full or an empty mask with equal chance. Samples that do the same score better than always one of them or the mean."""
+    batch, keys = make_batch(1), Keys(0, 0, (0,))
+    items = layer_items(batch, keys)
+    objective = logit_objective(energy_weight=1.0, energy_members=16)
+
+    def expected(logits: torch.Tensor) -> float:
+        class Samples(nn.Module):
+            def forward(self, noisy: torch.Tensor, *rest: object) -> torch.Tensor:
+                return logits.repeat(len(noisy) // 16)[:, None, None, None].expand(-1, 1, SIZE, SIZE)
+
+        scores = []
+        for value in (False, True):
+            truth = torch.full_like(items.target, value)
+            scores.append(
+                objective._energy_score(
+                    Samples(), batch.image[items.picture], replace(items, target=truth), keys
+                ).mean()
+            )  # type: ignore[arg-type]
+        return float(torch.stack(scores).mean())
+
+    both = expected(torch.tensor([-100.0, 100.0] * 8))
+    assert both < expected(torch.full((16,), 100.0)) - 0.1 and both < expected(torch.zeros(16)) - 0.1
+
+
+def test_stop_loss_is_the_cross_entropy_of_emptiness() -> None:
+    batch, keys = make_batch(), Keys(0, 0, (0, 1, 2))
+    network = Pixelwise(2)
+    losses = logit_objective(stop_weight=2.0).loss(network, batch, keys)
+    items = layer_items(batch, keys)
+    noisy, timestep, cumulative, features = network.seen[-1]
+    logit = network(noisy, timestep, cumulative, features)[:, 1].mean(dim=(1, 2))
+    empty = (~items.target.flatten(1).any(dim=1)).float()
+    by_hand = 2 * nn.functional.binary_cross_entropy_with_logits(logit, empty, reduction="none")
+    torch.testing.assert_close(losses["stop"], by_hand)
+    torch.testing.assert_close(losses["loss"], losses["bce"] + losses["dice"] + losses["stop"])
+
+
+@pytest.mark.parametrize("changes", [{"rollout": 0.5}, {"energy_weight": 1.0}])
+def test_own_samples_need_logits(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="rollout and energy_weight need loss_type \"bce_dice\", got 'mse'"):
+        DiffusionObjective(make_scheduler(), codec=MaskCodec(), **changes)  # type: ignore[arg-type]
+
+
+def test_stop_probability_is_read_at_the_first_step() -> None:
+    class Steps(nn.Module):
+        """Says 3 at the last time step and -3 later."""
+
+        def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, *rest: object) -> torch.Tensor:
+            logit = torch.where(timestep == 999, 3.0, -3.0)[:, None, None, None].expand(-1, 1, SIZE, SIZE)
+            return torch.cat([torch.zeros_like(logit), logit], dim=1)
+
+    sampler = Sampler(
+        scheduler=make_scheduler(zero_snr=True), codec=MaskCodec(), logits=True, steps=4, rows=8, stop=(2.0, 1.0)
+    )
+    drawn = sampler(
+        Steps(),  # type: ignore[arg-type]
+        torch.zeros(1, 3, SIZE, SIZE),
+        torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool),
+        [generator_for(0, "a", n) for n in range(2)],
+        picture=torch.tensor([0, 0]),
+    )
+    assert drawn.shape == (2, 2, SIZE, SIZE)
+    torch.testing.assert_close(drawn[:, 1], torch.full((2, SIZE, SIZE), 1 / (1 + math.exp(-7))))

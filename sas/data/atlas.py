@@ -22,11 +22,13 @@ class Atlas:
     """Sprites sorted by group.
 
     sprites: uint8 (S, 4, P, P) RGBA, straight alpha. group: int64 (S,), ascending from 0. names: one a sprite.
+    shares: how often each group is drawn, float (G,), adding up to 1; None: all alike.
     """
 
     sprites: torch.Tensor
     group: torch.Tensor
     names: tuple[str, ...]
+    shares: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         count = check_shape(self.sprites, "s 4 p q", name="sprites")["s"]
@@ -92,15 +94,31 @@ class Atlas:
         keep = torch.tensor(sorted(rows), dtype=torch.int64)
         if not len(keep):
             raise InputError("rows must name at least one cutout, got none; widen the split")
-        _, group = torch.unique_consecutive(self.group[keep], return_inverse=True)
-        return Atlas(sprites=self.sprites[keep], group=group, names=tuple(self.names[row] for row in keep))
-
-    def joined(self, other: Atlas) -> Atlas:
-        """Both atlases' sprites; the other's groups come after these."""
+        kept, group = torch.unique_consecutive(self.group[keep], return_inverse=True)
         return Atlas(
-            sprites=torch.cat([self.sprites, other.sprites]),
-            group=torch.cat([self.group, other.group + self.group[-1] + 1]),
-            names=self.names + other.names,
+            sprites=self.sprites[keep],
+            group=group,
+            names=tuple(self.names[row] for row in keep),
+            shares=None if self.shares is None else self.shares[kept] / self.shares[kept].sum(),
+        )
+
+    @classmethod
+    def merged(cls, atlases: Sequence[Atlas]) -> Atlas:
+        """Several atlases in one; each is drawn equally often, however many groups it has."""
+        if len(atlases) == 1:
+            return atlases[0]
+        groups, shares, first = [], [], 0
+        for atlas in atlases:
+            count = len(atlas.group_sizes)
+            own = torch.full((count,), 1 / count) if atlas.shares is None else atlas.shares
+            groups.append(atlas.group + first)
+            shares.append(own / len(atlases))
+            first += count
+        return cls(
+            sprites=torch.cat([atlas.sprites for atlas in atlases]),
+            group=torch.cat(groups),
+            names=tuple(name for atlas in atlases for name in atlas.names),
+            shares=torch.cat(shares),
         )
 
 

@@ -29,10 +29,11 @@ def render_backgrounds(*, seed: int, count: int, size: int = 128) -> np.ndarray:
     return np.stack([_render(np.random.default_rng(derive_seed("background", seed, i)), size) for i in range(count)])
 
 
-def load_backgrounds(folder: str | Path, *, size: int) -> np.ndarray:
-    """All pictures directly in a folder, by name, cut to a centred square and resized: uint8 (M, 3, size, size) RGB.
+def load_backgrounds(folder: str | Path, *, size: int, keep: Callable[[str], bool] = lambda name: True) -> np.ndarray:
+    """All pictures directly in a folder whose file names `keep` accepts, by name, cut to a centred square and resized: uint8
+    (M, 3, size, size) RGB.
 
-    InputError: not a folder, no picture in it, a picture that cannot be read. ValueError: size below 1.
+    InputError: no name accepted, not a folder, no picture in it, a picture that cannot be read. ValueError: size below 1.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}: ask for larger backgrounds")
@@ -40,7 +41,10 @@ def load_backgrounds(folder: str | Path, *, size: int) -> np.ndarray:
         found = "a file" if Path(folder).exists() else "nothing"
         raise InputError(f"backgrounds {folder} must be a folder, found {found}; check the path")
     squares = []
-    for path in find_images([folder]):  # one at a time: photographs are large
+    names = [path for path in find_images([folder]) if keep(path.name)]
+    if not names:
+        raise InputError(f"backgrounds {folder} must hold a picture of the part asked for, got none; add pictures")
+    for path in names:  # one at a time: photographs are large
         picture = Image.fromarray(read_image(path, name="background"))
         squares.append(np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)))
     return rearrange(np.stack(squares), "m h w c -> m c h w")

@@ -77,6 +77,7 @@ class SceneStyle:
     without its occluders, so that the model learns not to complete what ends there. scale: longer side of an object.
     spread: how far objects lie apart. min_visible: an object that shows less of itself is left out before pasting.
     letterbox: scenes with grey bars, as pictures that are not square have. lighting, colour, noise: strengths in [0, 1].
+    appearance: share of objects, and of pictures, whose colours are changed beyond what light does (hue, saturation, contrast).
     """
 
     objects: tuple[int, int] = (1, 4)
@@ -90,6 +91,7 @@ class SceneStyle:
     lighting: float = 0.4
     colour: float = 0.25
     noise: float = 0.02
+    appearance: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +147,7 @@ class Composer:
         self.device = torch.device(device)
         self.sprites = atlas.sprites.to(self.device)
         self.starts, self.sizes = atlas.group_starts, atlas.group_sizes
+        self.shares = None if atlas.shares is None else atlas.shares.cumsum(0)
         self.backgrounds = torch.as_tensor(backgrounds).to(self.device)
 
     # ------------------------------------------------------------------ sources
@@ -206,7 +209,7 @@ class Composer:
         # 2. Which objects, and where.
         sprite, present = self._choose(per_scene, per_object)
         inverse = self._place(per_scene, per_object)
-        premultiplied = self._sprites(sprite, per_object)
+        premultiplied = self._sprites(sprite, per_object, source)
         grid = functional.affine_grid(inverse, [b * n, 4, c, c], align_corners=False)
         pasted = functional.grid_sample(premultiplied, grid, mode="bilinear", align_corners=False)
         pasted = rearrange(pasted, "(b n) c h w -> b n c h w", b=b)
@@ -252,7 +255,12 @@ class Composer:
         count = torch.where(scene["empty"] < style.empty, 0, count)
         present = torch.arange(high, device=self.device)[None] < count[:, None]
         shared = (scene["intra_class"] < style.intra_class)[:, None]
-        group = (torch.where(shared, scene["group"][:, None], objects["group"]) * len(starts)).long()
+        uniform = torch.where(shared, scene["group"][:, None], objects["group"])
+        if self.shares is None:
+            group = (uniform * len(starts)).long()
+        else:
+            group = torch.searchsorted(self.shares.to(self.device), uniform.contiguous(), right=True)
+            group = group.clamp(max=len(starts) - 1)
         sprite = starts[group] + (objects["sprite"] * sizes[group]).long()
         return sprite, present
 
@@ -280,7 +288,7 @@ class Composer:
         rows = [a, b_, -(a * x + b_ * y), d, e, -(d * x + e * y)]
         return rearrange(torch.stack(rows, dim=-1), "b n (r k) -> (b n) r k", r=2, k=3)
 
-    def _sprites(self, sprite: torch.Tensor, objects: Draws) -> torch.Tensor:
+    def _sprites(self, sprite: torch.Tensor, objects: Draws, keys: Keys) -> torch.Tensor:
         """Chosen sprites with their own light and colour, premultiplied: float (B * N, 4, P, P) in [0, 1]."""
         taken = self.sprites[sprite].float() / 255
         colour, alpha = taken[:, :, :3], taken[:, :, 3:]
@@ -289,6 +297,10 @@ class Composer:
         exposure = 1 + (objects["exposure"][..., None] - 0.5) * self.style.lighting
         gamma = torch.exp((objects["gamma"][..., None] - 0.5) * strength)
         colour = (colour ** gamma[..., None, None] * (gain * exposure)[..., None, None]).clamp(0, 1)
+        if self.style.appearance:
+            drawn = keys.uniform("appearance", sprite.shape[1], 4).to(self.device)
+            changed = drawn[..., 0] < self.style.appearance
+            colour = _recoloured(colour, torch.where(changed[..., None], drawn[..., 1:], _SAME_COLOUR.to(drawn)))
         return rearrange(torch.cat([colour * alpha, alpha], dim=2), "b n c h w -> (b n) c h w")
 
     def _frame(self, scene: Draws) -> torch.Tensor:
@@ -357,11 +369,39 @@ class Composer:
         blurred = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         amount = (scene["focus"] - 0.5).clamp(min=0)[:, None, None, None] * 2
         image = image + (blurred - image) * amount
+        if style.appearance:
+            drawn = keys.uniform("film", 4).to(self.device)
+            changed = (drawn[:, :1] < style.appearance) * torch.tensor([0.0, 1.0, 1.0], device=self.device)
+            film = _SAME_COLOUR.to(drawn) + (drawn[:, 1:] - _SAME_COLOUR.to(drawn)) * changed  # light leaves hues alone
+            image = _recoloured(image.clamp(0, 1)[:, None], film[:, None])[:, 0]
         if not style.noise:
             return image
         grain = keys.normal("grain", 1, c // 2, c // 2).to(self.device)
         strength = scene["grain"][:, None, None, None] * style.noise
         return image + functional.interpolate(grain, size=(c, c), mode="nearest") * strength
+
+
+_SAME_COLOUR = torch.tensor([0.0, 0.5, 0.5])
+"""The draws of `_recoloured` that change nothing."""
+
+
+def _recoloured(colour: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Turn hues, scale saturation by 0 to 2 and contrast by 0.6 to 1.4.
+
+    colour: float (B, N, 3, H, W) in [0, 1]. drawn: uniforms (B, N, 3) for hue, saturation, contrast.
+    """
+    angle = drawn[..., 0] * 2 * torch.pi
+    cos, sin = angle.cos(), angle.sin() / 3**0.5
+    saturation = 2 * drawn[..., 1]
+    # A turn about the grey axis (Rodrigues' formula), then a step from grey along what is left of colour.
+    one = torch.ones_like(cos) / 3
+    diagonal, after, before = one + cos * 2 / 3, one - cos / 3 - sin, one - cos / 3 + sin
+    turn = torch.stack([diagonal, after, before, before, diagonal, after, after, before, diagonal], dim=-1)
+    turn = rearrange(turn, "b n (r k) -> b n r k", r=3)
+    mixed = one[..., None, None] * torch.ones_like(turn)
+    matrix = mixed + saturation[..., None, None] * (turn - mixed)
+    turned = torch.einsum("bnrk,bnkhw->bnrhw", matrix, colour)
+    return ((turned - 0.5) * _between(drawn[..., 2], 0.6, 1.4)[..., None, None, None] + 0.5).clamp(0, 1)
 
 
 def layers_front_to_back(order: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

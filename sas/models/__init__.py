@@ -4,7 +4,18 @@ The seam: `encode(image) -> features`, once an image, and `forward(noisy, timest
 step and member. The first output channel belongs to the mask; further channels are named heads.
 """
 
+from sas.models.encoders import ConvEncoder, EfficientNetLite0, TimmEncoder
 from sas.models.seam import Features, MaskDenoiser, select_rows
+from sas.models.split import SplitDenoiser
 from sas.models.unet import ConcatUNet
 
-__all__ = ["ConcatUNet", "Features", "MaskDenoiser", "select_rows"]
+__all__ = [
+    "ConcatUNet",
+    "ConvEncoder",
+    "EfficientNetLite0",
+    "Features",
+    "MaskDenoiser",
+    "SplitDenoiser",
+    "TimmEncoder",
+    "select_rows",
+]

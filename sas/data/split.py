@@ -1,0 +1,38 @@
+"""The fixed division of cutouts and backgrounds into training, validation and test, by their names.
+
+A name's SHA-256 decides, so that a division needs no list, does not change when files are added, and is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
+
+Part = Literal["train", "validation", "test"]
+TEST_GROUPS = ("vehicle",)
+"""Groups of cutouts (what stands before the first "__" of a name) that are for testing only."""
+
+
+def part_of(key: str) -> Part:
+    """Part of a key: of ten, one is for testing and one for validation."""
+    tenth = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
+    return "test" if tenth == 0 else "validation" if tenth == 1 else "train"
+
+
+def cutout_key(stem: str) -> str:
+    """What the division looks at: `<Class>__<Variety>` of `<Class>__<Variety>__<view>`, so that no look is on both sides."""
+    return stem.rsplit("__", 1)[0]
+
+
+def cutout_part(stem: str) -> Part:
+    """Part of a cutout by the stem of its file."""
+    key = cutout_key(stem)
+    return "test" if key.split("__")[0] in TEST_GROUPS else part_of(key)
+
+
+def split_hash(cutouts: Iterable[str], backgrounds: Iterable[str]) -> str:
+    """SHA-256 of a division: of one sorted line `key part` for each cutout's key and each background's name."""
+    keys = {cutout_key(stem): cutout_part(stem) for stem in cutouts}
+    lines = [f"{key} {part}" for key, part in keys.items()] + [f"{name} {part_of(name)}" for name in set(backgrounds)]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

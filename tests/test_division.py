@@ -1,0 +1,132 @@
+"""The fixed division of cutouts and backgrounds by their names, and its way into configuration, weights and --init-from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config
+
+from sas.config import ConfigError
+from sas.data.split import cutout_key, cutout_part, part_of, split_hash
+from sas.factory import build_atlas, build_composer, data_split
+from sas.io import InputError
+from sas.pipeline import SASPipeline
+from sas.training import Trainer
+
+
+def key_of(part: str, *, prefix: str = "look") -> str:
+    """The first `prefix__N` of a part."""
+    return next(f"{prefix}__{n}" for n in range(100) if part_of(f"{prefix}__{n}") == part)
+
+
+@pytest.fixture
+def cutouts(tmp_path: Path) -> Path:
+    """Two views of one look of each part, a vehicle, and backgrounds of each part."""
+    (tmp_path / "cutouts").mkdir()
+    (tmp_path / "backgrounds").mkdir()
+    for key in (*(key_of(part) for part in ("train", "validation", "test")), key_of("train", prefix="vehicle")):
+        for view in range(2):
+            picture = np.full((8, 8, 4), 255, dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / "cutouts" / f"{key}__{view}.png")
+    for part in ("train", "validation", "test"):
+        name = next(f"{n}.png" for n in range(100) if part_of(f"{n}.png") == part)
+        Image.new("RGB", (8, 8), {"train": "red", "validation": "green", "test": "blue"}[part]).save(
+            tmp_path / "backgrounds" / name
+        )
+    return tmp_path
+
+
+def test_rule_by_hand() -> None:
+    for key in ("Apple__Braeburn", "object__rosette", "1.jpg", ""):
+        tenth = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
+        assert part_of(key) == {0: "test", 1: "validation"}.get(tenth, "train")
+    shares = [part_of(str(n)) for n in range(2000)]
+    assert 0.08 < shares.count("test") / 2000 < 0.12 and 0.08 < shares.count("validation") / 2000 < 0.12
+    assert cutout_key("Apple__Red 1__r_07") == "Apple__Red 1" and cutout_key("plain") == "plain"
+    assert cutout_part("vehicle__bus__1f68c") == "test"
+    assert all(cutout_part(f"vehicle__{n}__x") == "test" for n in range(20)), "whatever their names say"
+
+
+def test_views_of_one_look_are_on_one_side() -> None:
+    for n in range(30):
+        assert len({cutout_part(f"Apple__{n}__{view}") for view in range(24)}) == 1
+
+
+def test_hash_names_the_division_and_nothing_else() -> None:
+    some = split_hash(["a__b__1", "a__b__2", "c"], ["1.jpg", "2.jpg"])
+    assert some == split_hash(["c", "a__b__7"], ["2.jpg", "1.jpg"]), "neither order nor number of views"
+    assert some != split_hash(["a__b__1", "d"], ["1.jpg", "2.jpg"]) and some != split_hash(["a__b__1", "c"], ["1.jpg"])
+    lines = sorted([f"c {cutout_part('c')}", f"a__b {cutout_part('a__b__1')}", f"1.jpg {part_of('1.jpg')}"])
+    assert split_hash(["c", "a__b__1"], ["1.jpg"]) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def test_parts_of_folders(cutouts: Path) -> None:
+    config = tiny_config(
+        data_cutouts=(str(cutouts / "cutouts"),), data_backgrounds=str(cutouts / "backgrounds"), data_split="by_name"
+    )
+    for part, colour in (("train", 0), ("validation", 1), ("test", 2)):
+        composer = build_composer(config.data, seed=0, atlas_seed=0, part=part)  # type: ignore[arg-type]
+        own = {cutout_key(name) for name in composer.names}
+        expected = {key_of(part)} | ({key_of("train", prefix="vehicle")} if part == "test" else set())
+        assert own == expected, part
+        assert len(composer.backgrounds) == 1 and composer.backgrounds[0, colour].min() > 100, part
+    everything = config.data.model_copy(update={"split": "none"})
+    assert len(build_atlas(everything, seed=0)) == 8
+
+
+def test_rendered_beside_folders_is_drawn_equally_often(cutouts: Path) -> None:
+    config = tiny_config(data_cutouts=(str(cutouts / "cutouts"),), data_rendered=True, data_families=("box",))
+    atlas = build_atlas(config.data, seed=0)
+    assert atlas.shares is not None
+    rendered = [n.startswith("box") for n in atlas.names]
+    assert sum(rendered) == 4 and len(rendered) == 12
+    own = [float(atlas.shares[group]) for group in range(len(atlas.shares))]
+    assert sum(own) == pytest.approx(1) and sum(own[-2:]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data_split": "by_name"}, "split has no effect without cutouts or backgrounds"),
+        ({"data_rendered": True}, "rendered has no effect without cutouts or backgrounds"),
+        ({"model_encoder": "efficientnet_lite0"}, "encoder and encoder_widths belong to the split network"),
+        (
+            {"model_name": "split", "model_middle_attention": False},
+            "middle_attention and gradient_checkpointing belong to the network unet",
+        ),
+        ({"training_encoder_rate": 0.1}, "training.encoder_rate belongs to the split network"),
+        ({"model_pretrained": True}, "pretrained needs the split network with an encoder other than conv"),
+        (
+            {"diffusion_rollout": 0.5, "diffusion_loss_type": "mse"},
+            "rollout and energy_weight need loss_type \"bce_dice\", got 'mse'",
+        ),
+    ],
+)
+def test_knobs_without_effect_are_refused(changes: dict, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny_config(**changes)
+    assert words in str(caught.value)
+
+
+def test_init_from_refuses_weights_of_another_split(cutouts: Path, tmp_path: Path) -> None:
+    divided = {
+        "data_cutouts": (str(cutouts / "cutouts"),), "data_backgrounds": str(cutouts / "backgrounds"), "data_split": "by_name",
+        "training_steps": 1,
+    }  # fmt: skip
+    config = tiny_config(**divided)
+    Trainer(config, tmp_path / "divided").run()
+    weights = tmp_path / "divided" / "pipeline"
+    split = SASPipeline.from_pretrained(weights).config.data_split
+    assert split == data_split(config.data) and len(split) == 64
+    Trainer(config, tmp_path / "again", init_from=weights).run()  # the same split
+    own = tiny_config(training_steps=1)
+    Trainer(own, tmp_path / "own", init_from=weights).run()  # nothing held out: nothing to spoil
+    with pytest.raises(InputError, match=r"init_from .* was trained with data split none, got [0-9a-f]{12} now"):
+        Trainer(config, tmp_path / "spoilt", init_from=tmp_path / "own" / "pipeline").run()
+    (cutouts / "cutouts" / "another__look__0.png").write_bytes(next((cutouts / "cutouts").iterdir()).read_bytes())
+    with pytest.raises(InputError, match=f"was trained with data split {split[:12]}, got"):
+        Trainer(config, tmp_path / "grown", init_from=weights).run()

