@@ -39,13 +39,13 @@ class DataSettings(Settings):
     """Rendered solids and backgrounds beside the folders named; each source of cutouts is drawn equally often."""
     split: Literal["none", "by_name"] = "none"
     """Hold out a tenth of the cutouts and backgrounds for validation and one for testing, by the SHA-256 of their names."""
-    image_size: int = Field(64, ge=16, le=1024)
+    image_size: int = Field(128, ge=16, le=1024)
     """Side of the square image the model sees, pixels."""
     mask_size: int = Field(64, ge=16, le=1024)
     """Side of the square masks, pixels."""
-    oversample: int = Field(2, ge=1, le=8)
+    oversample: int = Field(1, ge=1, le=8)
     """Canvas pixels a model pixel when composing; masks are made on the canvas and reduced by area."""
-    sprite_size: int = Field(64, ge=16, le=512)
+    sprite_size: int = Field(96, ge=16, le=512)
     """Side of a cutout in the atlas, pixels."""
     families: tuple[str, ...] = ()
     """Families of rendered solids; all of them if empty."""
@@ -100,7 +100,7 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """The network; see `sas.models.unet.ConcatUNet` and `sas.models.split.SplitDenoiser`."""
 
-    name: Literal["unet", "split"] = "unet"
+    name: Literal["unet", "split"] = "split"
     """Which network: the paper's UNet over image and masks together, or an image encoder and a light denoiser."""
     encoder: str = "conv"
     """Image encoder of the split network: "conv" (from scratch), "efficientnet_lite0", or "timm/NAME"."""
@@ -108,11 +108,11 @@ class ModelSettings(Settings):
     """Widths of the "conv" encoder's maps at strides 4, 8 and 16."""
     pretrained: bool = False
     """Start the encoder from ImageNet features (needs the extra `pretrained`, at training time only)."""
-    channels: tuple[int, ...] = (32, 64, 96, 128)
+    channels: tuple[int, ...] = (32, 64, 128, 160)
     """Width of each level."""
     blocks: int = Field(1, ge=1, le=8)
     """Residual blocks a level."""
-    attention_sizes: tuple[int, ...] = ()
+    attention_sizes: tuple[int, ...] = (8, 4)
     """Resolutions of the network's maps at which attention runs."""
     middle_attention: bool = True
     """Attention in the middle."""
@@ -171,11 +171,11 @@ class DiffusionSettings(Settings):
     """Rescale the schedule so that the last time step is pure noise."""
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     """Where sampling steps lie; trailing starts at the last time step."""
-    mask_scale: float = Field(0.5, gt=0, le=10)
+    mask_scale: float = Field(0.2, gt=0, le=10)
     """Amplitude of the mask's float code."""
     mask_centred: bool = True
     """Code masks as {-scale, scale} instead of {0, scale}."""
-    high_noise_bias: float = Field(1.0, ge=0, le=10)
+    high_noise_bias: float = Field(3.0, ge=0, le=10)
     """0 draws the time step uniformly; larger values prefer noisy ones."""
     stop_weight: float = Field(1.0, ge=0, le=100)
     """Weight of the loss of the "nothing is left" head, for networks that have one."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from sas.config import Config, DataSettings, DiffusionSettings, SamplingSettings
+from sas.config import Config, ConfigError, DataSettings, DiffusionSettings, SamplingSettings
 from sas.data.atlas import Atlas
 from sas.data.backgrounds import load_backgrounds, render_backgrounds
 from sas.data.composer import Composer, SceneStyle
@@ -38,17 +38,20 @@ def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | Spl
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.training.seed, "weights"))
         if config.model.name == "split":
-            model = SplitDenoiser(
-                image_size=config.data.image_size,
-                mask_size=config.data.mask_size,
-                encoder=config.model.encoder,
-                encoder_widths=config.model.encoder_widths,
-                channels=config.model.channels,
-                blocks=config.model.blocks,
-                attention_sizes=config.model.attention_sizes,
-                patch=config.model.patch,
-                norm_groups=config.model.norm_groups,
-            )
+            try:
+                model = SplitDenoiser(
+                    image_size=config.data.image_size,
+                    mask_size=config.data.mask_size,
+                    encoder=config.model.encoder,
+                    encoder_widths=config.model.encoder_widths,
+                    channels=config.model.channels,
+                    blocks=config.model.blocks,
+                    attention_sizes=config.model.attention_sizes,
+                    patch=config.model.patch,
+                    norm_groups=config.model.norm_groups,
+                )
+            except ValueError as error:  # whether an encoder's maps fit is known when the encoder is
+                raise ConfigError(f"model: {error}") from error
             if pretrained and config.model.pretrained:
                 model.load_pretrained_encoder()
             return model

@@ -481,7 +481,7 @@ class SASPipeline(DiffusionPipeline):
 
 def find_weights(weights: str | Path | None) -> Path | None:
     """Pipeline folder that `weights` means, or None for a hub id. InputError for everything else."""
-    if weights is None:
+    if weights is None or str(weights) == "default":
         if not (DEFAULT_WEIGHTS / "model_index.json").exists():
             raise InputError(
                 f"the shipped weights are missing at {DEFAULT_WEIGHTS}; install sas-amodal again or pass weights="

@@ -106,20 +106,22 @@ def test_module_can_be_run(tmp_path: Path) -> None:
 
 
 QUICK = ("--data.classes", 2, "--data.views", 1, "--data.sprite-size", 16, "--data.background-count", 1)
-SMALL = ("--model.channels", 8, 16, "--model.norm-groups", 4)
+SMALL = ("--model.channels", 8, 16, 16, "--model.norm-groups", 4)
 
 
 def test_dry_run_says_what_would_be_done(call: Call, tmp_path: Path) -> None:
     status, out, err = call("train", "--dry-run", *QUICK, *SMALL, "--training.steps", 7)
     assert (status, err) == (0, "")
     assert "data: 2 rendered classes with 1 views, 1 rendered backgrounds" in out
-    assert "network: unet, 0.0" in out and "7 steps of 32 pictures, seed 0" in out
+    assert "network: split, 0.9" in out and "7 steps of 32 pictures, seed 0" in out
     assert f"output: {Path('runs') / 'train'}" in out
     assert not any(tmp_path.iterdir())
 
 
 def test_dry_run_with_a_file(call: Call, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("training: {steps: 7, seed: 5}\nmodel: {channels: [8, 16], norm_groups: 4}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "training: {steps: 7, seed: 5}\nmodel: {channels: [8, 16, 16], norm_groups: 4}\n"
+    )
     status, out, _ = call("train", "mine.yaml", "--dry-run", *QUICK, "--training.seed", 6)
     assert status == 0
     assert "7 steps of 32 pictures, seed 6" in out, "the command line changes what the file says"
@@ -128,7 +130,7 @@ def test_dry_run_with_a_file(call: Call, tmp_path: Path) -> None:
 
 def test_configuration_may_be_named_after_options(call: Call, tmp_path: Path) -> None:
     """It must not be passed over in silence."""
-    (tmp_path / "mine.yaml").write_text("training: {steps: 7}\nmodel: {channels: [8, 16], norm_groups: 4}\n")
+    (tmp_path / "mine.yaml").write_text("training: {steps: 7}\nmodel: {channels: [8, 16, 16], norm_groups: 4}\n")
     status, out, _ = call("train", "--dry-run", *QUICK, "--training.seed", 6, "mine.yaml")
     assert status == 0
     assert "7 steps of 32 pictures, seed 6" in out
@@ -178,7 +180,8 @@ def test_faults_of_a_configuration(call: Call, tmp_path: Path, text: str, messag
         (["--training.steps", "0"], ["steps", "greater than or equal to 1", "input_value=0"]),
         (["--training.steps", "many"], ["--training.steps", "many"]),
         (["--training.precision", "fp8"], ["--training.precision", "fp8"]),
-        (["--data.mask-size", "30"], ["image_size equal to mask_size, got 64 and 30: set both alike"]),
+        (["--data.mask-size", "30"], ["data.mask_size must be divisible by patch x 2^(levels - 1) = 16, got 30"]),
+        (["--model.channels", "16", "32"], ["maps of encoder conv must fit the denoiser's levels, of sides (32, 16), got one of side 8"]),
     ],
 )  # fmt: skip
 def test_faults_of_the_arguments(call: Call, tmp_path: Path, arguments: list[str], messages: list[str]) -> None:

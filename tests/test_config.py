@@ -118,7 +118,7 @@ def test_all_faults_at_once() -> None:
         ({"data.scenes": "s", "data.cutouts": ("c",)}, "scenes excludes cutouts and backgrounds"),
         ({"data.scenes": "s", "data.backgrounds": "b"}, "scenes excludes cutouts and backgrounds"),
         ({"data.cutouts": ("c",), "data.families": ("f",)}, "cutouts excludes families"),
-        ({"data.image_size": 32}, "image_size equal to mask_size, got 32 and 64: set both alike"),
+        ({"model.name": "unet"}, "image_size equal to mask_size, got 128 and 64: set both alike"),
         ({"data.image_size": 24, "data.mask_size": 24}, "divisible by patch x 2^(levels - 1) = 16, got 24: change"),
         ({"model.channels": (10, 16)}, "norm_groups must divide every width of channels, got 16 and 10: change"),
         ({"model.channels": ()}, "channels must be one or more positive widths, got (): for example"),

@@ -1,0 +1,198 @@
+"""What each choice of the method is worth: one factor at a time around the default, on generated scenes at 32 x 32 masks.
+
+    python benchmarks/ablation.py [--cells default eps ...] [--seeds 0 1] [--steps 1500] [--out results/ablation]
+    python benchmarks/ablation.py --table        # docs/ablation.md from the files of finished cells
+
+A cell is one training, or one change of the sampler on a trained network. Each writes one JSON file, and finished ones are skipped, so the
+command can be stopped and started again. Nothing is downloaded: scenes and backgrounds are rendered, the encoder starts from scratch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+
+from sas.config import load_config
+from sas.factory import VALIDATION_SEED, build_composer
+from sas.pipeline import SASPipeline
+from sas.scene import SceneBatch
+from sas.training import Trainer
+from sas.validation import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE: dict[str, Any] = {
+    "data.image_size": 64, "data.mask_size": 32, "data.sprite_size": 48, "data.classes": 80, "data.views": 4,
+    "data.background_count": 80, "data.corruption": 0.4, "model.channels": (32, 64, 96), "model.attention_sizes": (4,),
+    "training.batch_size": 16, "training.ema_decay": 0.995, "logging.validation_scenes": 32, "logging.validate_every": 100_000,
+    "logging.checkpoint_every": 250, "logging.keep_checkpoints": 1,
+}  # fmt: skip
+NOISE = {"diffusion.loss_type": "mse", "diffusion.zero_terminal_snr": False}
+UNET = {
+    "model.name": "unet", "data.image_size": 32, "data.oversample": 2, "data.sprite_size": 48, "model.patch": 2, "model.channels": (40, 72, 96),
+    "model.attention_sizes": (), "model.norm_groups": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """factor: the letter it belongs to. train: settings that differ from the base. sample: changes of the sampler. of: the cell
+    whose network is sampled, or fine-tuned if there are settings to train with."""
+
+    factor: str
+    words: str
+    train: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
+    of: str | None = None
+
+
+TRAINED = {
+    "default": Cell("-", "the default: x_0 logits, mask scale 0.2, zero terminal SNR, split network, damaged cumulative masks"),
+    "eps": Cell("A", "noise prediction", {**NOISE, "diffusion.prediction_type": "epsilon"}),
+    "v": Cell("A", "v prediction", {**NOISE, "diffusion.prediction_type": "v_prediction", "diffusion.zero_terminal_snr": True}),
+    "scale-0.5": Cell("B", "mask scale 0.5", {"diffusion.mask_scale": 0.5}),
+    "scale-1": Cell("B", "mask scale 1", {"diffusion.mask_scale": 1.0}),
+    "snr": Cell("C", "last time step not pure noise", {"diffusion.zero_terminal_snr": False}),
+    "monolithic": Cell("E", "concatenating UNet", UNET),
+    "small": Cell("E", "split, half the width", {"model.channels": (16, 32, 48), "model.encoder_widths": (16, 32, 64)}),
+    "large": Cell("E", "split, one and a half times the width", {"model.channels": (48, 96, 144), "model.encoder_widths": (48, 96, 192)}),
+    "true": Cell("F", "true cumulative masks only", {"data.corruption": 0.0}),
+    "rollout": Cell("G", "fine-tuned on its own cumulative masks", {"diffusion.rollout": 0.5}, of="default"),
+    "energy": Cell("H", "fine-tuned with the energy score", {"diffusion.energy_weight": 1.0}, of="default"),
+}  # fmt: skip
+SAMPLED = {
+    **{f"{name}-{n}-steps": Cell("A", f"{TRAINED[name].words}, {n} steps", sample={"steps": n}, of=name)
+       for name in ("default", "eps", "v") for n in (1, 2, 10, 20, 100)},
+    "leading": Cell("C", "leading time steps", sample={"spacing": "leading"}, of="default"),
+    "ancestral": Cell("D", "eta 1 (DDPM)", sample={"scheduler": DDPMScheduler}, of="default"),
+    "dpmsolver": Cell("D", "DPM-Solver++", sample={"scheduler": DPMSolverMultistepScheduler}, of="default"),
+    "own-cumulative": Cell("F", "each member its own cumulative mask", sample={"shared": False}, of="default"),
+    "rollout-1-step": Cell("G", "fine-tuned on its own cumulative masks, 1 step", sample={"steps": 1}, of="rollout"),
+    "energy-1-step": Cell("H", "fine-tuned with the energy score, 1 step", sample={"steps": 1}, of="energy"),
+}  # fmt: skip
+CELLS = {**TRAINED, **SAMPLED}
+
+
+def trained(name: str, seed: int, steps: int, out: Path) -> Path:
+    """Folder of the pipeline of a trained cell; trains it if need be."""
+    cell, run = TRAINED[name], out / "runs" / f"{name}-{seed}"
+    changes = {**BASE, **cell.train, "training.seed": seed, "training.steps": steps if cell.of is None else steps // 4}
+    start = None
+    if cell.of is not None:
+        start = trained(cell.of, seed, steps, out)
+        changes["training.learning_rate"] = 3e-4
+    if not (run / "pipeline" / "model_index.json").exists():
+        Trainer(load_config(None, changes), run, init_from=start).run()
+    return run / "pipeline"
+
+
+def scenes(seed: int, image_size: int) -> SceneBatch:
+    """Held-out scenes, the same for all cells of an image size."""
+    held_out = load_config(
+        None, {**BASE, "data.classes": 40, "data.image_size": image_size, "data.oversample": 128 // image_size}
+    ).data
+    return build_composer(held_out, seed=2 * VALIDATION_SEED + seed, atlas_seed=2 * VALIDATION_SEED).batch(
+        0, range(200)
+    )
+
+
+def changed(pipe: SASPipeline, sample: dict[str, Any]) -> SASPipeline:
+    """The pipeline with a cell's sampler."""
+    if "scheduler" in sample:
+        extra = {"algorithm_type": "dpmsolver++"} if sample["scheduler"] is DPMSolverMultistepScheduler else {}
+        pipe.scheduler = sample["scheduler"].from_config(pipe.scheduler.config, **extra)
+    if "spacing" in sample:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing=sample["spacing"])
+    if "shared" in sample:
+        pipe.register_to_config(shared_cumulative=sample["shared"])
+    return pipe
+
+
+def spread(pipe: SASPipeline, batch: SceneBatch, steps: int) -> float:
+    """How far members differ where they do: mean over first layers of 1 - IoU of pairs of members."""
+    images = ((batch.image[:40] + 1) / 2).clamp(0, 1)
+    results = pipe(list(images), ensemble_size=4, num_inference_steps=steps, max_layers=1)
+    values = []
+    for result in results:
+        for members in result.members[:1]:
+            flat = torch.from_numpy(members).flatten(1).double()
+            both = flat @ flat.T
+            union = flat.sum(1)[:, None] + flat.sum(1)[None] - both
+            pairs = (1 - both / union.clamp(min=1))[torch.triu(torch.ones_like(both, dtype=torch.bool), 1)]
+            values.append(float(pairs.mean()))
+    return statistics.fmean(values) if values else 0.0
+
+
+def run(name: str, seed: int, steps: int, out: Path) -> None:
+    file = out / f"{name}-{seed}.json"
+    if file.exists():
+        return
+    cell, started = CELLS[name], time.perf_counter()
+    folder = trained(cell.of if name in SAMPLED and cell.of else name, seed, steps, out)
+    minutes = (time.perf_counter() - started) / 60
+    pipe = changed(SASPipeline.from_pretrained(folder), cell.sample)
+    pipe.set_progress_bar_config(disable=True)
+    batch, sampling_steps = scenes(seed, pipe.config.image_size), cell.sample.get("steps", 4)
+    scores = validate(pipe, batch, members=3, steps=sampling_steps)
+    found = {
+        "cell": name, "factor": cell.factor, "words": cell.words, "seed": seed, "training_steps": steps, "minutes": minutes,
+        "sampling_steps": sampling_steps, "parameters": sum(p.numel() for p in pipe.model.parameters()), "scenes": len(batch),
+        "own": scores.own, "true": scores.true, "stop_accuracy": scores.stop_accuracy, "false_layers": scores.false_layers,
+        "spread": spread(pipe, batch, sampling_steps), "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    print(name, seed, [round(value, 3) for value in scores.own], f"{minutes:.1f} min", flush=True)
+
+
+def table(out: Path) -> str:
+    """Markdown of all finished cells: mean over seeds, and their range where there are several."""
+    lines = [
+        "| factor | cell | network | layer 0 | layer 1 | layer 2 | stop | false layers | member spread |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, cell in CELLS.items():
+        files = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-[0-9].json"))]
+        if not files:
+            continue
+
+        def words(values: list[float]) -> str:
+            own = [value for value in values if value == value]
+            span = f" ({min(own):.3f} to {max(own):.3f})" if len(own) > 1 else ""
+            return f"{statistics.fmean(own):.3f}{span}" if own else "-"
+
+        layers = [words([one["own"][k] if k < len(one["own"]) else float("nan") for one in files]) for k in range(3)]
+        rest = [words([one[key] for one in files]) for key in ("stop_accuracy", "false_layers", "spread")]
+        size = f"{files[0]['parameters'] / 1e6:.2f} M"
+        lines.append(f"| {cell.factor} | `{name}`: {cell.words} | {size} | " + " | ".join(layers + rest) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--out", default="results/ablation")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    out = Path(options.out)
+    if options.table:
+        print(table(out))
+        return
+    for seed in options.seeds:
+        for name in options.cells:
+            run(name, seed, options.steps, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""How fast the shipped weights are, and against what: ratios in one run on one machine, medians with their spread.
+
+    python benchmarks/speed.py [--weights default] [--rounds 5] [--out results/speed.json]
+
+protocol: a picture's time by the official protocol (the 83-million-parameter network at the same mask resolution, 3 members x 1000
+steps a layer, every layer and the empty one) from the measured time of one pass, multiplied out and not run, against ours, run.
+stock: the same network through a plain loop over a diffusers scheduler and through our sampler, at equal steps.
+photo: seconds for a picture of 512 x 512, and for 1 and 8 members. parts: encoder and denoiser beside the matrix-product peak.
+growth: seconds against members, layers, picture size and batch. start: seconds of `sas --help` and of a first result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sas.config import load_config
+from sas.diffusion import condition, scheduler_for
+from sas.factory import build_model
+from sas.geometry import Geometry
+from sas.models import select_rows
+from sas.pipeline import SASPipeline
+from sas.seeding import generator_for
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("protocol", "stock", "photo", "parts", "growth", "start")
+Timing = tuple[float, float, float]
+
+
+def seconds(work: Callable[[], object], rounds: int) -> Timing:
+    """Median, shortest and longest of some rounds after one to warm up."""
+    work()
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken), min(taken), max(taken)
+
+
+def picture(side: int, seed: int = 0) -> np.ndarray:
+    """A picture with shapes in it; speed does not depend on what they are."""
+    random = np.random.default_rng(seed)
+    canvas = np.full((side, side, 3), 120, dtype=np.uint8)
+    for _ in range(5):
+        top, left = random.integers(0, side // 2, 2)
+        canvas[top : top + side // 3, left : left + side // 3] = random.integers(0, 255, 3)
+    return canvas
+
+
+def fixed_work(
+    pipe: SASPipeline, side: int, *, layers: int, members: int, steps: int, images: int = 1
+) -> Callable[[], object]:
+    """`layers` passes and the one that would find nothing, over pictures of one size. A cumulative mask that stops growing would end
+    a picture early, so passes are driven by hand through the pipeline's own sampler."""
+    pictures = [picture(side, seed) for seed in range(images)]
+    config = pipe.config
+
+    def work() -> None:
+        fits = [
+            Geometry.fit(height=side, width=side, size=config.image_size, mask_size=config.mask_size) for _ in pictures
+        ]
+        pixels = torch.stack([fit.to_model(one) for fit, one in zip(fits, pictures, strict=True)])
+        features = pipe.model.encode(pixels.to(pipe.device, pipe.dtype))
+        rows = torch.arange(images, device=pipe.device).repeat_interleave(members)
+        found = torch.zeros(
+            images * members, 1, config.mask_size, config.mask_size, dtype=torch.bool, device=pipe.device
+        )
+        sampler = pipe.sampler(steps=steps, rows=64)
+        for layer in range(layers + 1):
+            noise = [generator_for(0, layer, row) for row in range(len(rows))]
+            found = found | (sampler(pipe.model, features, found, noise, picture=rows)[:, :1] > 0.5)
+        for fit in fits:
+            fit.to_input(found[:layers, 0].float().cpu().numpy())
+
+    return torch.no_grad()(work)
+
+
+def protocol(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    paper = build_model(load_config(ROOT / "configs" / "paper.yaml")).eval().to(memory_format=torch.channels_last)
+    size = pipe.config.mask_size
+    masks, image = torch.zeros(3, 1, size, size), torch.zeros(3, 3, size, size)
+    with torch.no_grad():
+        one_pass = seconds(lambda: paper(masks, torch.zeros(3, dtype=torch.int64), masks, image), rounds)
+    layers = 5
+    official = tuple(value * 1000 * (layers + 1) for value in one_pass)
+    ours = seconds(fixed_work(pipe, 512, layers=layers, members=3, steps=4), rounds)
+    return {
+        "layers": layers,
+        "official_parameters": sum(p.numel() for p in paper.parameters()),
+        "official_pass_of_3_members_s": one_pass,
+        "official_picture_s_multiplied_out": official,
+        "ours_picture_s": ours,
+        "ratio_time": official[0] / ours[0],
+        "official_sequential_passes_of_single_masks": 3 * 1000 * (layers + 1),
+        "ours_sequential_passes": 4 * (layers + 1),
+        "ratio_sequential_passes": 3 * 1000 / 4,
+    }
+
+
+def stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    """The same network, members batched in both, 20 steps: a loop as diffusers' pipelines write it, and ours."""
+    size, members, steps = pipe.config.mask_size, 3, 20
+    with torch.no_grad():
+        features = pipe.model.encode(torch.zeros(1, 3, pipe.config.image_size, pipe.config.image_size))
+    found = torch.zeros(members, 1, size, size, dtype=torch.bool)
+    rows = torch.zeros(members, dtype=torch.int64)
+
+    @torch.no_grad()
+    def plain() -> torch.Tensor:
+        scheduler = scheduler_for(pipe.scheduler, pipe.codec)
+        scheduler.set_timesteps(steps)
+        sample, seen, chosen = torch.randn(members, 1, size, size), condition(found), select_rows(features, rows)
+        for t in scheduler.timesteps:
+            output = pipe.model(sample, t.expand(members), seen, chosen)[:, :1]
+            sample = scheduler.step(pipe.codec.encode(output.sigmoid()), t, sample).prev_sample
+        return sample
+
+    def ours() -> torch.Tensor:
+        noise = [generator_for(0, row) for row in range(members)]
+        return pipe.sampler(steps=steps, rows=64)(pipe.model, features, found, noise, picture=rows)
+
+    one, other = seconds(plain, rounds), seconds(ours, rounds)
+    return {
+        "steps": steps,
+        "members": members,
+        "plain_loop_s": one,
+        "ours_s": other,
+        "ours_over_plain": other[0] / one[0],
+    }
+
+
+def photo(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    timings = {m: seconds(fixed_work(pipe, 512, layers=5, members=m, steps=4), rounds) for m in (1, 3, 8)}
+    whole = picture(512)
+    return {
+        "members_1_s": timings[1], "members_3_s": timings[3], "members_8_s": timings[8],
+        "members_8_over_1": timings[8][0] / timings[1][0],
+        "whole_call_with_result_s": seconds(lambda: pipe(whole, ensemble_size=3, num_inference_steps=4), rounds),
+    }  # fmt: skip
+
+
+def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    model, size = pipe.model, pipe.config.mask_size
+    a = torch.randn(2048, 2048)
+    peak = 2 * 2048**3 / seconds(lambda: a @ a, rounds)[1] / 1e9
+    image = torch.zeros(1, 3, pipe.config.image_size, pipe.config.image_size).to(memory_format=torch.channels_last)
+    result: dict[str, Any] = {"peak_gflops": peak}
+    with torch.no_grad():
+        result["encoder_ms_batch_1"] = tuple(1e3 * s for s in seconds(lambda: model.encode(image), rounds))
+        features = select_rows(model.encode(image), torch.zeros(8, dtype=torch.int64))
+        masks, times = torch.zeros(8, 1, size, size), torch.zeros(8, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(masks, times, masks, features)
+        taken = seconds(lambda: model(masks, times, masks, features), rounds)
+    result["denoiser_ms_a_mask_batch_8"] = tuple(1e3 * s / 8 for s in taken)
+    result["denoiser_gflops"] = counter.get_total_flops() / taken[0] / 1e9
+    result["denoiser_share_of_peak"] = result["denoiser_gflops"] / peak
+    return result
+
+
+def growth(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    def timed(**changes: int) -> Timing:
+        given = {"side": 512, "layers": 3, "members": 3, "steps": 4, "images": 1, **changes}
+        return seconds(fixed_work(pipe, given.pop("side"), **given), rounds)
+
+    return {
+        name: {str(value): timed(**{name: value}) for value in values}
+        for name, values in (
+            ("members", (1, 2, 4, 8, 16)), ("layers", (1, 2, 4, 8)), ("side", (256, 512, 1024, 2048)), ("images", (1, 2, 4, 8)),
+            ("steps", (1, 2, 4, 8)),
+        )
+    }  # fmt: skip
+
+
+def start(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    def program(code: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+    helping = "import sys; from sas.cli import main; sys.argv = ['sas', '--help']; main()"
+    first = (
+        "import numpy; from sas import SASPipeline; SASPipeline.from_pretrained()(numpy.zeros((512, 512, 3), 'uint8'))"
+    )
+    return {
+        "help_s": seconds(
+            program(f"try:\n    {helping.replace('; ', chr(10) + '    ')}\nexcept SystemExit:\n    pass"), rounds
+        ),
+        "first_result_s": seconds(program(first), rounds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--out", default="results/speed.json")
+    options = parser.parse_args()
+    pipe = SASPipeline.from_pretrained(None if options.weights == "default" else options.weights)
+    pipe.set_progress_bar_config(disable=True)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {pipe.device}",
+        "weights": pipe.model_info.id,
+        "date": time.strftime("%Y-%m-%d"),
+        "timings": "median, shortest, longest",
+    }
+    work = {"protocol": protocol, "stock": stock, "photo": photo, "parts": parts, "growth": growth, "start": start}
+    for name in options.only:
+        found[name] = work[name](pipe, options.rounds)
+        print(name, json.dumps(found[name], indent=1), flush=True)
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
