@@ -34,6 +34,11 @@ def check_launch(environment: Mapping[str, str] | None = None) -> None:
 def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
     """Accelerator for one process or plain data parallelism; other launches are refused until they are tested."""
     check_launch()
+    if precision != "no" and (cpu or not torch.accelerator.is_available()):
+        raise LaunchError(
+            f'training.precision must be "no" on the CPU, got "{precision}": half precision is emulated there and many times slower; '
+            "use a GPU, or leave it out"
+        )
     # The model's buffers never change in training, so they need no broadcast; that would cost a round trip a step.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain])

@@ -19,6 +19,7 @@ from PIL import Image
 import sas
 from sas.cli import Train, main, run
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
+from sas.data.split import cutout_part
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 
@@ -230,6 +231,20 @@ def test_compose_writes_a_project(call: Call, tmp_path: Path) -> None:
     call("compose", "--out", "again", *COMPOSE, "--seed", 7)
     again = open_scenes("again")
     assert all(np.array_equal(a.image, b.image) for a, b in zip(scenes, again, strict=True))
+
+
+def test_compose_takes_only_the_part_asked_for(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "cutouts").mkdir()
+    for n in range(40):
+        picture = Image.new("RGBA", (12, 12), (250, 10, 10, 255))
+        picture.save(tmp_path / "cutouts" / f"look__{n}__0.png")
+    for part in ("train", "validation", "test"):
+        arguments = ("--cutouts", "cutouts", "--part", part, "--count", 4, "--size", 32)
+        assert call("compose", "--out", part, *arguments)[0] == 0
+        names = {name for scene in open_scenes(part) for name in scene.names}
+        assert names and {cutout_part(name) for name in names} == {part}
+    status, _, err = call("compose", "--out", "none", "--part", "test", "--count", 4)
+    assert status == 2 and "split has no effect without cutouts or backgrounds" in err
 
 
 def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) -> None:

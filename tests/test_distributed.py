@@ -86,6 +86,12 @@ def test_launches_that_are_what_they_say() -> None:
         check_launch(environment)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_the_cpu_is_refused(precision: str) -> None:
+    with pytest.raises(LaunchError, match=f'training.precision must be "no" on the CPU, got "{precision}"'):
+        make_accelerator(precision=precision, cpu=True)
+
+
 def test_launch_of_one_process_for_several_is_refused() -> None:
     """The variables that `accelerate launch --cpu --num_processes 2` sets."""
     environment = {

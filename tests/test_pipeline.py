@@ -598,6 +598,7 @@ def test_half_precision_files_load_as_float32(make_tiny_pipe: MakePipe, tmp_path
 def test_a_training_folder_is_as_good_as_the_pipeline_in_it(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "run" / "pipeline")
     assert find_weights(tmp_path / "run") == tmp_path / "run" / "pipeline"
+    assert find_weights("default") == find_weights(None) != Path("default")
     assert same_drawing(load(tmp_path / "run")(picture(), **QUICK), load(saved)(picture(), **QUICK))
 
 
