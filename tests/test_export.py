@@ -22,7 +22,13 @@ SPLIT = {
     "model_name": "split", "data_image_size": 32, "data_mask_size": 16, "data_oversample": 1, "model_channels": (8, 16, 16),
     "model_encoder_widths": (8, 8, 16), "model_attention_sizes": (4,),
 }  # fmt: skip
-LITE = {**SPLIT, "model_encoder": "efficientnet_lite0", "model_patch": 1, "model_channels": (8, 16, 16, 16)}
+LITE = {
+    **SPLIT,
+    "model_encoder": "efficientnet_lite0",
+    "model_encoder_widths": (32, 64, 128),
+    "model_patch": 1,
+    "model_channels": (8, 16, 16, 16),
+}
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the exporter warns of its own future
 
 

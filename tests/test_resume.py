@@ -240,7 +240,7 @@ def test_the_command_line_stops_when_told(folder: Path, tmp_path: Path) -> None:
     """The real program, told to stop from outside: exit status 0, and a checkpoint of the last step it logged."""
     options = [
         "--out", "run", "--cpu", "--data.scenes", str(folder / "scenes"), "--data.image-size", "16", "--data.mask-size", "16",
-        "--model.channels", "8", "16", "--model.norm-groups", "4", "--training.batch-size", "2", "--logging.log-every", "1",
+        "--model.name", "unet", "--model.channels", "8", "16", "--model.norm-groups", "4", "--training.batch-size", "2", "--logging.log-every", "1",
     ]  # fmt: skip
     command = [sys.executable, "-c", "import sys; from sas.cli import main; sys.exit(main())", "train", *options]
     process = subprocess.Popen(
