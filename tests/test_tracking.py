@@ -118,7 +118,7 @@ def test_a_run_with_tensorboard(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- wandb
 
 PROGRAM = """
-import json, socket, sys
+import json, socket, sys, time
 from pathlib import Path
 
 def refuse(event, arguments):
@@ -138,6 +138,7 @@ for step in (0, 2):
     tracking.close()
     print(json.dumps(tracking.state), flush=True)
     state = json.loads(json.dumps(tracking.state))
+    time.sleep(1.1)  # wandb names an offline folder by the second
 """
 
 
