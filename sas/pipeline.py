@@ -231,7 +231,9 @@ class SASPipeline(DiffusionPipeline):
             )
         images = [read_image(source, name="image" if single else f"image[{i}]") for i, source in enumerate(sources)]
         seeds = [_drawn_seed(generator) if generator is not None else settings.seed for _ in images]
-        rules = self._rules(settings, layers)
+        rules = replace(
+            self.rules, consensus=settings.consensus, max_layers=layers, marginal=settings.mode == "marginal"
+        )
 
         # 2. As many images at once as fit the network's batch.
         results: list[LayeredResult] = []
@@ -426,16 +428,17 @@ class SASPipeline(DiffusionPipeline):
             mode=mode,  # type: ignore[arg-type]
         )
 
-    def _rules(self, settings: EnsembleSettings, max_layers: int) -> LoopRules:
+    @property
+    def rules(self) -> LoopRules:
+        """How a layer is judged, by the defaults in the weights."""
         config = self.config
         return LoopRules(
             threshold=config.threshold,
             void_area=config.void_area,
-            consensus=settings.consensus,
+            consensus=config.consensus,
             merge_disjoint=config.merge_disjoint,
-            max_layers=max_layers,
+            max_layers=config.max_layers,
             shared=config.shared_cumulative,
-            marginal=settings.mode == "marginal",
             stop_threshold=config.stop_threshold,
         )
 

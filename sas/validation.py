@@ -67,15 +67,7 @@ def validate(
     batch = batch.to(device)
     sampler = pipe.sampler(steps=steps, rows=rows)
     features = pipe.model.encode(in_range(batch.image, config.image_range).to(pipe.dtype))
-    rules = LoopRules(
-        threshold=config.threshold,
-        void_area=config.void_area,
-        consensus=config.consensus,
-        merge_disjoint=config.merge_disjoint,
-        max_layers=config.max_layers,
-        shared=config.shared_cumulative,
-        stop_threshold=config.stop_threshold,
-    )
+    rules = pipe.rules
     predictions = _own(pipe, sampler, features, batch, rules, members, seed)
     layers = batch.layers().cpu().numpy()
     counts = batch.layer_counts.tolist()
