@@ -1,0 +1,107 @@
+"""Both protocols, run in full, on one small monolithic network that was trained once.
+
+    python benchmarks/protocols.py [--weights results/ablation/runs/monolithic-0/pipeline] [--scenes 8] [--out results/protocols.json]
+
+The official protocol: three members one after the other, 1000 steps of DDPM a layer, one mask in a call. Ours: the same members in
+one call, 4 steps of DDIM. Same network (the concatenating UNet of `benchmarks/ablation.py`, at most a million parameters, 32 x 32), same scenes, same
+consensus, until the network finds nothing. Without weights the network is trained first, as the ablation trains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ablation import BASE, TRAINED, trained
+from diffusers import DDPMScheduler
+
+from sas.config import load_config
+from sas.evaluation import evaluate
+from sas.factory import VALIDATION_SEED, build_composer
+from sas.pipeline import SASPipeline
+from sas.result import LayeredResult
+from sas.scene import Scene
+
+
+def scenes(count: int) -> list[Scene]:
+    """Scenes that training has not seen, 128 x 128 pixels."""
+    data = load_config(None, {**BASE, "data.classes": 40, "data.image_size": 128, "data.mask_size": 128}).data
+    composer = build_composer(data, seed=2 * VALIDATION_SEED, atlas_seed=2 * VALIDATION_SEED)
+    return composer.scenes(0, range(count))
+
+
+def run(pipe: SASPipeline, pictures: list[Scene], *, steps: int, batch_size: int) -> dict[str, Any]:
+    """Seconds, calls, passes of the loop and IoU of one protocol over all pictures, one after the other."""
+    calls = passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    def predict(images: list[np.ndarray], seed: int) -> list[LayeredResult]:
+        nonlocal passes
+        found: LayeredResult = pipe(
+            images[0], ensemble_size=3, num_inference_steps=steps, seed=seed, batch_size=batch_size
+        )
+        passes += len(found) + (len(found) < pipe.config.max_layers)  # the last pass finds nothing
+        return [found]
+
+    hook = pipe.model.register_forward_hook(count)
+    started = time.perf_counter()
+    report = evaluate(predict, pictures, batch=1, progress=False)
+    seconds = time.perf_counter() - started
+    hook.remove()
+    iou = {name: report.scores[name].value for name in ("iou_layer_0", "iou_layer_1", "iou_first_three_layers")}
+    return {
+        "seconds": seconds,
+        "calls": calls,
+        "calls_a_layer_pass": calls / passes,
+        "layer_passes": passes,
+        "iou": iou,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights")
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=700, help="training steps, if there are no weights")
+    parser.add_argument("--out", default="results/protocols.json")
+    options = parser.parse_args()
+    out = Path(options.out)
+    folder = options.weights or trained("monolithic", 0, options.steps, out.parent / "ablation")
+    pipe = SASPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = scenes(options.scenes)
+    fast = pipe.scheduler
+    ours = run(pipe, pictures, steps=4, batch_size=64)
+    print("ours", ours, flush=True)
+    pipe.scheduler = DDPMScheduler.from_config(fast.config, variance_type="fixed_small")
+    official = run(pipe, pictures, steps=1000, batch_size=1)
+    print("official protocol", official, flush=True)
+    found = {
+        "network": TRAINED["monolithic"].words,
+        "parameters": sum(p.numel() for p in pipe.model.parameters()),
+        "scenes": len(pictures),
+        "ours": ours,
+        "official": official,
+        "ratio_time": official["seconds"] / ours["seconds"],
+        "ratio_calls_a_layer_pass": official["calls_a_layer_pass"] / ours["calls_a_layer_pass"],
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    print(
+        json.dumps({name: found[name] for name in ("parameters", "ratio_time", "ratio_calls_a_layer_pass")}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()
