@@ -156,7 +156,9 @@ class Composer:
         """Scenes at model resolution, on the composer's device."""
         made = self.compose(step, positions)
         layer_index = layers_front_to_back(made.order, made.counts)
-        image = functional.interpolate(made.image, size=(self.image_size, self.image_size), mode="area")
+        image = made.image
+        if self.canvas != self.image_size:
+            image = functional.interpolate(image, size=(self.image_size, self.image_size), mode="area")
         reduced = reduce_by_area(torch.cat([made.masks, made.frame], dim=1), self.canvas // self.mask_size)
         return SceneBatch(
             image=image * 2 - 1,
@@ -209,12 +211,15 @@ class Composer:
         # 2. Which objects, and where.
         sprite, present = self._choose(per_scene, per_object)
         inverse = self._place(per_scene, per_object)
-        premultiplied = self._sprites(sprite, per_object, source)
-        grid = functional.affine_grid(inverse, [b * n, 4, c, c], align_corners=False)
-        pasted = functional.grid_sample(premultiplied, grid, mode="bilinear", align_corners=False)
+        used = present.flatten().nonzero()[:, 0]
+        pasted = torch.zeros(b * n, 4, c, c, device=self.device)
+        if len(used):
+            premultiplied = self._sprites(sprite, per_object, source, used)
+            grid = functional.affine_grid(inverse[used], [len(used), 4, c, c], align_corners=False)
+            pasted[used] = functional.grid_sample(premultiplied, grid, mode="bilinear", align_corners=False)
         pasted = rearrange(pasted, "(b n) c h w -> b n c h w", b=b)
         frame = self._frame(per_scene)
-        masks = (pasted[:, :, 3] > 0.5) & present[:, :, None, None] & frame
+        masks = (pasted[:, :, 3] > 0.5) & frame
 
         # 3. Leave out what hardly shows; in a twin, also what occludes anything.
         kept = self._visible_enough(masks)
@@ -288,20 +293,24 @@ class Composer:
         rows = [a, b_, -(a * x + b_ * y), d, e, -(d * x + e * y)]
         return rearrange(torch.stack(rows, dim=-1), "b n (r k) -> (b n) r k", r=2, k=3)
 
-    def _sprites(self, sprite: torch.Tensor, objects: Draws, keys: Keys) -> torch.Tensor:
-        """Chosen sprites with their own light and colour, premultiplied: float (B * N, 4, P, P) in [0, 1]."""
-        taken = self.sprites[sprite].float() / 255
-        colour, alpha = taken[:, :, :3], taken[:, :, 3:]
+    def _sprites(self, sprite: torch.Tensor, objects: Draws, keys: Keys, used: torch.Tensor) -> torch.Tensor:
+        """Sprites of the slots in use, each with its own light and colour, premultiplied: float (U, 4, P, P) in [0, 1].
+
+        used: int64 (U,), places among the B * N slots.
+        """
+        slot = {name: values.flatten()[used] for name, values in objects.items()}
+        taken = self.sprites[sprite.flatten()[used]].float() / 255
+        colour, alpha = taken[:, :3], taken[:, 3:]
         strength = self.style.colour
-        gain = 1 + (torch.stack([objects[name] for name in ("red", "green", "blue")], dim=-1) - 0.5) * strength
-        exposure = 1 + (objects["exposure"][..., None] - 0.5) * self.style.lighting
-        gamma = torch.exp((objects["gamma"][..., None] - 0.5) * strength)
+        gain = 1 + (torch.stack([slot[name] for name in ("red", "green", "blue")], dim=-1) - 0.5) * strength
+        exposure = 1 + (slot["exposure"][:, None] - 0.5) * self.style.lighting
+        gamma = torch.exp((slot["gamma"][:, None] - 0.5) * strength)
         colour = (colour ** gamma[..., None, None] * (gain * exposure)[..., None, None]).clamp(0, 1)
         if self.style.appearance:
-            drawn = keys.uniform("appearance", sprite.shape[1], 4).to(self.device)
-            changed = drawn[..., 0] < self.style.appearance
-            colour = _recoloured(colour, torch.where(changed[..., None], drawn[..., 1:], _SAME_COLOUR.to(drawn)))
-        return rearrange(torch.cat([colour * alpha, alpha], dim=2), "b n c h w -> (b n) c h w")
+            drawn = keys.uniform("appearance", sprite.shape[1], 4).to(self.device).flatten(0, 1)[used]
+            changed = drawn[:, :1] < self.style.appearance
+            colour = _recoloured(colour, torch.where(changed, drawn[:, 1:], _SAME_COLOUR.to(drawn)))
+        return torch.cat([colour * alpha, alpha], dim=1)
 
     def _frame(self, scene: Draws) -> torch.Tensor:
         """Part of the square that a picture of some other shape would fill: bool (B, 1, C, C)."""
@@ -373,7 +382,7 @@ class Composer:
             drawn = keys.uniform("film", 4).to(self.device)
             changed = (drawn[:, :1] < style.appearance) * torch.tensor([0.0, 1.0, 1.0], device=self.device)
             film = _SAME_COLOUR.to(drawn) + (drawn[:, 1:] - _SAME_COLOUR.to(drawn)) * changed  # light leaves hues alone
-            image = _recoloured(image.clamp(0, 1)[:, None], film[:, None])[:, 0]
+            image = _recoloured(image.clamp(0, 1), film)
         if not style.noise:
             return image
         grain = keys.normal("grain", 1, c // 2, c // 2).to(self.device)
@@ -388,7 +397,7 @@ _SAME_COLOUR = torch.tensor([0.0, 0.5, 0.5])
 def _recoloured(colour: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Turn hues, scale saturation by 0 to 2 and contrast by 0.6 to 1.4.
 
-    colour: float (B, N, 3, H, W) in [0, 1]. drawn: uniforms (B, N, 3) for hue, saturation, contrast.
+    colour: float (B, 3, H, W) in [0, 1]. drawn: uniforms (B, 3) for hue, saturation, contrast.
     """
     angle = drawn[..., 0] * 2 * torch.pi
     cos, sin = angle.cos(), angle.sin() / 3**0.5
@@ -397,10 +406,10 @@ def _recoloured(colour: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     one = torch.ones_like(cos) / 3
     diagonal, after, before = one + cos * 2 / 3, one - cos / 3 - sin, one - cos / 3 + sin
     turn = torch.stack([diagonal, after, before, before, diagonal, after, after, before, diagonal], dim=-1)
-    turn = rearrange(turn, "b n (r k) -> b n r k", r=3)
+    turn = rearrange(turn, "b (r k) -> b r k", r=3)
     mixed = one[..., None, None] * torch.ones_like(turn)
     matrix = mixed + saturation[..., None, None] * (turn - mixed)
-    turned = torch.einsum("bnrk,bnkhw->bnrhw", matrix, colour)
+    turned = torch.einsum("brk,bkhw->brhw", matrix, colour)
     return ((turned - 0.5) * _between(drawn[..., 2], 0.6, 1.4)[..., None, None, None] + 0.5).clamp(0, 1)
 
 
