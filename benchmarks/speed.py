@@ -6,7 +6,8 @@ protocol: a picture's time by the official protocol (the 83-million-parameter ne
 steps a layer, every layer and the empty one) from the measured time of one pass, multiplied out and not run, against ours, run.
 stock: the same network through a plain loop over a diffusers scheduler and through our sampler, at equal steps.
 photo: seconds for a picture of 512 x 512, and for 1 and 8 members. parts: encoder and denoiser beside the matrix-product peak.
-growth: seconds against members, layers, picture size and batch. start: seconds of `sas --help` and of a first result.
+growth: seconds against members, layers, picture size and batch. memory: most memory of a fresh process against the same.
+onnx: encoder and denoiser in onnxruntime beside torch (extra `onnx`). start: seconds of `sas --help` and of a first result.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,7 @@ from sas.pipeline import SASPipeline
 from sas.seeding import generator_for
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("protocol", "stock", "photo", "parts", "growth", "start")
+PARTS = ("protocol", "stock", "photo", "parts", "growth", "memory", "onnx", "start")
 Timing = tuple[float, float, float]
 
 
@@ -187,6 +189,73 @@ def growth(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def memory(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    """Most memory, MiB, of a fresh process that takes pictures apart, and of one that only loads the weights."""
+    code = """
+import resource, sys
+import numpy as np
+from sas import SASPipeline
+side, members, images, layers = map(int, sys.argv[1:])
+pipe = SASPipeline.from_pretrained()
+pipe.set_progress_bar_config(disable=True)
+pipe.register_to_config(void_area=0.0, stop_threshold=1.0)
+if images:
+    random = np.random.default_rng(0)
+    pipe([random.integers(0, 255, (side, side, 3), dtype=np.uint8) for _ in range(images)], ensemble_size=members, max_layers=layers)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+    def most(*, side: int = 512, members: int = 3, images: int = 1, layers: int = 3) -> int:
+        given = [str(value) for value in (side, members, images, layers)]
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, *given], check=True, capture_output=True, text=True, cwd=ROOT
+        )
+        return int(done.stdout.split()[-1])
+
+    cases = (("members", (1, 4, 16)), ("layers", (1, 4, 8)), ("side", (256, 1024, 2048)), ("images", (1, 4, 8)))
+    found: dict[str, Any] = {"weights_only_mib": most(images=0)}
+    for name, values in cases:
+        found[name] = {str(value): most(**{name: value}) for value in values}
+    return found
+
+
+def onnx(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    """Milliseconds of an image through the encoder and of 8 masks through the denoiser, in both runtimes, on as many threads."""
+    import onnxruntime
+
+    from sas.export import export_onnx
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(pipe, Path(folder) / "onnx")
+        encoder, denoiser = (
+            onnxruntime.InferenceSession(f"{folder}/onnx/{name}.onnx", settings, providers=["CPUExecutionProvider"])
+            for name in ("encoder", "denoiser")
+        )
+    size = pipe.config.mask_size
+    image = torch.zeros(1, 3, pipe.config.image_size, pipe.config.image_size).to(memory_format=torch.channels_last)
+    masks, times = torch.zeros(8, 1, size, size), torch.zeros(8, dtype=torch.int64)
+    with torch.no_grad():
+        maps = select_rows(pipe.model.encode(image), torch.zeros(8, dtype=torch.int64))
+        own_encoder = seconds(lambda: pipe.model.encode(image), rounds)
+        own_denoiser = seconds(lambda: pipe.model(masks, times, masks, maps), rounds)
+    given = {"noisy": masks.numpy(), "timestep": times.numpy(), "cumulative": masks.numpy()}
+    features = (maps,) if isinstance(maps, torch.Tensor) else maps
+    given |= {f"feature_{number}": one.contiguous().numpy() for number, one in enumerate(features)}
+    picture_in = {"image": image.contiguous().numpy()}
+    other_encoder = seconds(lambda: encoder.run(None, picture_in), rounds)
+    other_denoiser = seconds(lambda: denoiser.run(None, given), rounds)
+    in_ms = {
+        name: tuple(1e3 * value for value in timing)
+        for name, timing in (
+            ("torch_encoder_ms", own_encoder), ("onnxruntime_encoder_ms", other_encoder),
+            ("torch_denoiser_8_masks_ms", own_denoiser), ("onnxruntime_denoiser_8_masks_ms", other_denoiser),
+        )
+    }  # fmt: skip
+    return {**in_ms, "onnxruntime": onnxruntime.__version__}
+
+
 def start(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     def program(code: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
@@ -222,7 +291,10 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "timings": "median, shortest, longest",
     }
-    work = {"protocol": protocol, "stock": stock, "photo": photo, "parts": parts, "growth": growth, "start": start}
+    work = {
+        "protocol": protocol, "stock": stock, "photo": photo, "parts": parts, "growth": growth, "memory": memory, "onnx": onnx,
+        "start": start,
+    }  # fmt: skip
     for name in options.only:
         found[name] = work[name](pipe, options.rounds)
         print(name, json.dumps(found[name], indent=1), flush=True)

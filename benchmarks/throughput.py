@@ -1,8 +1,9 @@
-"""How fast scenes are composed beside how fast the network trains on them, in one run on one machine.
+"""How fast training is: the composer, the network alone, a plain diffusers loop on the same network, and the trainer, in one run.
 
     python benchmarks/throughput.py configs/demo.yaml [--rounds 5]
 
-Prints medians with their spread: scenes a second of the composer, pictures a second of the training step without and with it.
+Prints medians with their spread: scenes a second of the composer; pictures a second of forward and backward pass alone (the bound),
+of a training loop as diffusers' examples write it on batches that are ready, of the trainer on batches that are ready, and of the trainer with the composer.
 """
 
 from __future__ import annotations
@@ -13,27 +14,67 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch.nn import functional
 
-from sas.config import load_config
-from sas.factory import build_composer
+from sas.config import Config, load_config
+from sas.diffusion import condition, in_range
+from sas.factory import build_codec, build_composer, build_model, build_objective, build_scheduler
+from sas.items import layer_items
+from sas.models import select_rows
+from sas.scene import SceneBatch
+from sas.seeding import Keys
 from sas.training import Trainer
 
+Rate = tuple[float, float, float]
 
-def rate(work: Callable[[int], None], pictures: int, rounds: int) -> tuple[float, float, float]:
+
+def rate(work: Callable[[int], Any], pictures: int, rounds: int) -> Rate:
     """Pictures a second: median, lowest and highest of some rounds after one to warm up."""
     work(0)
     values = []
     for number in range(rounds):
         started = time.perf_counter()
         work(number + 1)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         values.append(pictures / (time.perf_counter() - started))
     return statistics.median(values), min(values), max(values)
 
 
+def plain_loop(config: Config, batch: SceneBatch, device: torch.device) -> Callable[[int], Any]:
+    """One step as diffusers' training examples write it: random noise and times, add_noise, loss, backward, clip, AdamW, EMA."""
+    model = build_model(config).to(device, memory_format=torch.channels_last)
+    scheduler, codec = build_scheduler(config.diffusion, config.sampling), build_codec(config.diffusion)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    rates = get_cosine_schedule_with_warmup(optimizer, 10, 1000)
+    ema = EMAModel(model.parameters(), decay=config.training.ema_decay)
+    items = layer_items(batch, Keys(0, 0, tuple(range(len(batch)))), layers=config.data.layers)
+    target = items.target.float()
+
+    def step(number: int) -> None:
+        noise = torch.randn_like(target)
+        times = torch.randint(0, config.diffusion.num_train_timesteps, (len(target),), device=device)
+        noisy = scheduler.add_noise(codec.encode(target), noise, times)
+        features = select_rows(model.encode(in_range(batch.image, config.sampling.image_range)), items.picture)
+        output = model(noisy, times, condition(items.cumulative), features)
+        loss = functional.binary_cross_entropy_with_logits(output[:, :1], target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+
+    return step
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -46,29 +87,36 @@ def main() -> None:
         device = trainer.accelerator.device
         composer = build_composer(config.data, seed=0, atlas_seed=0, device=device)
         ready = composer.batch(0, range(batch))
+        objective, keys = build_objective(config), Keys(0, 0, tuple(range(batch)))
 
-        def step(number: int) -> None:
-            trainer._train_step(number)
-
-        composing = rate(lambda number: composer.batch(number, range(batch)) and None, batch, options.rounds)
-        both = rate(step, batch, options.rounds)
+        def bound(number: int) -> None:
+            objective.loss(trainer.model, ready, keys)["loss"].mean().backward()
+            trainer.model.zero_grad()
 
         class Ready:
-            def batch(self, step: int, positions: object) -> object:
+            def batch(self, step: int, positions: object) -> SceneBatch:
                 return ready
 
+        rates = {
+            "composer alone, scenes/s": rate(
+                lambda number: composer.batch(number, range(batch)), batch, options.rounds
+            ),
+            "network alone (the bound)": rate(bound, batch, options.rounds),
+            "plain diffusers loop": rate(plain_loop(config, ready, device), batch, options.rounds),
+            "trainer with composer": rate(trainer._train_step, batch, options.rounds),
+        }
         trainer.source = Ready()  # type: ignore[assignment]
-        alone = rate(step, batch, options.rounds)
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, device {device}"
-    )
-    for name, (median, low, high) in (
-        ("composer, scenes/s", composing),
-        ("network alone, pictures/s", alone),
-        ("training, pictures/s", both),
-    ):
+        rates["trainer, batches ready"] = rate(trainer._train_step, batch, options.rounds)
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, device {device}, {options.config}")
+    for name, (median, low, high) in rates.items():
         print(f"{name:28s} {median:8.1f}  ({low:.1f} to {high:.1f})")
-    print(f"composer's share of a step   {1 - both[0] / alone[0]:8.1%}")
+    share = 1 - rates["trainer with composer"][0] / rates["trainer, batches ready"][0]
+    print(f"composer's share of a step   {share:8.1%}")
+    print(f"trainer over plain loop      {rates['trainer, batches ready'][0] / rates['plain diffusers loop'][0]:8.2f}")
+    print(
+        f"trainer over the bound       {rates['trainer, batches ready'][0] / rates['network alone (the bound)'][0]:8.2f}"
+    )
 
 
 if __name__ == "__main__":

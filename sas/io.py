@@ -404,9 +404,7 @@ def rle_decode(rle: Mapping[str, Any], *, name: str = "segmentation") -> np.ndar
             f"{name} must cover {height}x{width} = {height * width} pixels, got runs over {covered}; "
             "encode it with its image's size"
         )
-    # Not coco_mask.decode: it trusts the counts, and warns of NumPy 2 on every call. Runs go down the columns.
-    inside = np.arange(len(runs)) % 2 == 1
-    return np.ascontiguousarray(np.repeat(inside, runs).reshape((height, width), order="F"))
+    return np.ascontiguousarray(coco_mask.decode({"size": [height, width], "counts": counts}).astype(bool))
 
 
 def _is_side(value: object) -> bool:
@@ -414,9 +412,10 @@ def _is_side(value: object) -> bool:
 
 
 def _rle_runs(counts: str) -> list[int]:
-    """Runs of compressed COCO RLE: base-32 digits offset by 48, each run after the third relative to two before.
+    """Runs of compressed COCO RLE, to check them: pycocotools reads past the end of counts that are too short.
 
-    As rleFrString in maskApi.c of the COCO API, but ValueError or IndexError for text that it would misread.
+    Base-32 digits offset by 48, each run after the third relative to two before, as rleFrString in maskApi.c of the COCO API;
+    ValueError or IndexError for text that it would misread.
     """
     runs: list[int] = []
     at = 0
