@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from sas import cli_data
 from sas.config import Config, ConfigError, load_config
 
 if TYPE_CHECKING:
     import torch
 
+    from sas.data.composer import Composer
     from sas.sampling import Outcome
 
 USAGE, FAILED = 2, 1
@@ -139,6 +141,10 @@ class Compose:
     """Side of a picture, pixels."""
     cutouts: tuple[str, ...] = ()
     """Folders of cutouts; solids are rendered if left out."""
+    from_modal: str | None = None
+    """COCO-style JSON with masks of visible parts: its whole objects are cut out and composed."""
+    images: str | None = None
+    """Folder of the pictures that --from-modal names; that of the JSON if left out."""
     backgrounds: str | None = None
     """Folder of background pictures; rendered if left out."""
     part: Literal["all", "train", "validation", "test"] = "all"
@@ -199,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Any] = {
         "demo": Demo, "sample": Sample, "train": Train, "evaluate": Evaluate, "compose": Compose, "export": Export, "doctor": Doctor,
     }  # fmt: skip
+    if arguments[:1] == ["data"]:
+        return _data(arguments[1:])
     if arguments and arguments[0] in commands:
         return run(commands[arguments[0]], arguments[1:], program=f"sas {arguments[0]}")
     return _no_command(arguments, commands)
@@ -232,7 +240,8 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
         print(f"{program or 'sas'}: {' '.join(words.split())}", file=sys.stderr)
         return (
             USAGE
-            if isinstance(error, ConfigError | UsageError | ValidationError) or command in (Sample, Demo)
+            if isinstance(error, ConfigError | UsageError | ValidationError)
+            or command in (Sample, Demo, cli_data.Check)
             else FAILED
         )
 
@@ -249,6 +258,24 @@ def _parse(command: type[Any], arguments: list[str], program: str | None, file: 
     return tyro.cli(command, args=arguments, prog=program, default=default, description=command.__doc__)
 
 
+def _data(arguments: list[str]) -> int:
+    """`sas data COMMAND ...`."""
+    if arguments and arguments[0] in cli_data.COMMANDS:
+        return run(cli_data.COMMANDS[arguments[0]][0], arguments[1:], program=f"sas data {arguments[0]}")
+    asked = not arguments or arguments[0] in ("-h", "--help")
+    lines = ["usage: sas data COMMAND ...", "", "Check, convert and pack annotated data sets.", ""]
+    lines += [
+        f"  {name:10s} {(command.__doc__ or '').splitlines()[0]}" for name, (command, _) in cli_data.COMMANDS.items()
+    ]
+    words = (
+        "\n".join(lines)
+        if asked
+        else f"sas data: {arguments[0]!r} is no command; commands are {', '.join(cli_data.COMMANDS)}"
+    )
+    print(words, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else USAGE
+
+
 def _no_command(arguments: list[str], commands: dict[str, Any]) -> int:
     """`sas`, `sas --help`, and words that are no command."""
     asked = not arguments or arguments[0] in ("-h", "--help")
@@ -259,6 +286,7 @@ def _no_command(arguments: list[str], commands: dict[str, Any]) -> int:
         "",
     ]
     lines += [f"  {name:10s} {command.__doc__.splitlines()[0]}" for name, command in commands.items()]
+    lines += ["  data       Check, convert and pack annotated data sets; `sas data --help`."]
     lines += ["  --version  Print the version.", "", "`sas COMMAND --help` lists the options of a command."]
     if asked:
         print("\n".join(lines))
@@ -442,34 +470,18 @@ def _evaluate(options: Evaluate) -> int:
 def _compose(options: Compose) -> int:
     if options.count < 1:
         raise UsageError(f"--count must be at least 1, got {options.count}; ask for one or more scenes")
-    from sas.config import DataSettings
+    if options.from_modal and options.cutouts:
+        raise UsageError("--from-modal excludes --cutouts; cut the objects first, or leave one of them out")
+    if options.images and not options.from_modal:
+        raise UsageError("--images has no effect without --from-modal; remove it")
     from sas.data.folders import SASFolders, write_project, write_sas_folders
-    from sas.factory import build_composer
 
-    data = DataSettings(
-        image_size=options.size,
-        mask_size=options.size,
-        oversample=1,
-        sprite_size=max(32, options.size // 2),
-        cutouts=options.cutouts,
-        backgrounds=options.backgrounds,
-        objects=options.objects,
-        intra_class=options.intra_class,
-        classes=options.classes,
-        views=4,
-        background_count=max(8, min(options.count, 64)),
-        families=options.families,
-        min_overlap=options.min_overlap,
-        rendered=options.rendered,
-        split="none" if options.part == "all" else "by_name",
-    )
     out = Path(options.out)
     if out.is_dir() and any(out.iterdir()) and not ((out / "dataset.json").exists() or SASFolders.layer_folders(out)):
         raise UsageError(
             f"--out {out} holds files that are no scenes, and would be replaced as a whole; choose a new or empty folder"
         )
-    part = "train" if options.part == "all" else options.part
-    composer = build_composer(data, seed=options.seed, atlas_seed=options.seed, part=part)
+    composer = _composer(options)
     scenes = (scene for place in range(options.count) for scene in composer.scenes(0, [place]))
     if options.format == "sas":
         count = write_sas_folders(options.out, scenes)
@@ -482,6 +494,40 @@ def _compose(options: Compose) -> int:
         )
     print(f"{count} scenes -> {options.out}")
     return 0
+
+
+def _composer(options: Compose) -> Composer:
+    """The composer that the arguments describe; cutouts of modal data are needed only until its atlas is read."""
+    import tempfile
+
+    from sas.config import DataSettings
+    from sas.data.modal import cut_objects
+    from sas.factory import build_composer
+
+    with tempfile.TemporaryDirectory() as folder:
+        cutouts = options.cutouts
+        if options.from_modal:
+            cutouts = (f"{folder}/cutouts",)
+            cut_objects(options.from_modal, options.images, cutouts[0], seed=options.seed, progress=True)
+        data = DataSettings(
+            image_size=options.size,
+            mask_size=options.size,
+            oversample=1,
+            sprite_size=max(32, options.size // 2),
+            cutouts=cutouts,
+            backgrounds=options.backgrounds,
+            objects=options.objects,
+            intra_class=options.intra_class,
+            classes=options.classes,
+            views=4,
+            background_count=max(8, min(options.count, 64)),
+            families=options.families,
+            min_overlap=options.min_overlap,
+            rendered=options.rendered,
+            split="none" if options.part == "all" else "by_name",
+        )
+        part = "train" if options.part == "all" else options.part
+        return build_composer(data, seed=options.seed, atlas_seed=options.seed, part=part)
 
 
 def _export(options: Export) -> int:
@@ -514,6 +560,7 @@ _COMMANDS: dict[type[Any], Callable[[Any], int]] = {
     Compose: _compose,
     Export: _export,
     Doctor: _doctor,
+    **dict(cli_data.COMMANDS.values()),
 }
 
 if __name__ == "__main__":

@@ -30,7 +30,25 @@ class DataSettings(Settings):
     """Where scenes come from."""
 
     scenes: str | None = None
-    """Folder of scenes (project format or SAS folders) to train on; without it scenes are composed from cutouts."""
+    """Scenes to train on: a folder, shards or an annotation file; without it scenes are composed from cutouts."""
+    format: str = "auto"
+    """Format of `scenes`: see `sas data formats`; "auto" knows the project format, shards and SAS folders."""
+    images: str | None = None
+    """Folder of the pictures that an annotation file names."""
+    fields: dict[str, str] = {}
+    """Names of the fields of a COCO-style file, as a mapping from our words: {amodal: segmentation, ...}."""
+    annotators: str | None = None
+    """COCOA: "all" annotators, the first "one" of each picture, or an annotator's name."""
+    regions: Literal["all", "things", "stuff"] | None = None
+    """COCOA: which regions."""
+    validation: str | None = None
+    """Scenes to validate on, of the same format; without it those of `scenes`, which then says little."""
+    validation_images: str | None = None
+    """Folder of the pictures of `validation`; that of `images` if left out."""
+    shuffle_buffer: int = Field(2048, ge=1)
+    """Items that are shuffled among each other when packed shards are read in sequence."""
+    augment: float = Field(0.0, ge=0, le=1)
+    """Strength of the augmentation of scenes from disk (flip, rotation, crop, colour, blur, noise, JPEG); 0: none."""
     cutouts: tuple[str, ...] = ()
     """Folders of cutouts (RGBA pictures, or pictures beside masks); without them solids are rendered."""
     backgrounds: str | None = None
@@ -84,6 +102,12 @@ class DataSettings(Settings):
             raise ValueError(f'layers must be "all" or a positive number, got {self.layers}: pass 1 or more')
         if not 0 <= self.objects[0] <= self.objects[1] or self.objects[1] < 1:
             raise ValueError(f"objects must be (fewest, most) with most >= 1, got {self.objects}: fix the range")
+        reading = ("format", "images", "fields", "annotators", "regions", "validation", "validation_images", "augment")
+        idle = [name for name in reading if getattr(self, name) != type(self).model_fields[name].default]
+        if not self.scenes and idle:
+            raise ValueError(f"{idle[0]} has no effect without scenes: set scenes, or remove it")
+        if self.validation_images and not self.validation:
+            raise ValueError("validation_images has no effect without validation: set validation, or remove it")
         if self.scenes and (self.cutouts or self.backgrounds):
             raise ValueError("scenes excludes cutouts and backgrounds, which would have no effect: remove one of them")
         if self.cutouts and self.families and not self.rendered:

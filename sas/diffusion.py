@@ -137,6 +137,8 @@ class DiffusionObjective:
             )
         if self.energy_weight:
             parts["energy"] = self.energy_weight * self._energy_score(model, features, items, keys)
+        if items.taught is not None:
+            parts = {name: value * items.taught for name, value in parts.items()}
         return {"loss": torch.stack(list(parts.values())).sum(dim=0), **parts}
 
     def _one_step(
@@ -192,6 +194,10 @@ class DiffusionObjective:
         """Coded target, noise and time step of each item, keyed by the item."""
         item_keys = keys.items(items.picture, items.slot)
         x_0 = self.codec.encode(items.target)
+        if items.complete is not None:
+            # What nobody knows must not show through the noise as "no object here": it gets the code of one half.
+            hidden = ~items.known & ~rearrange(items.complete, "m -> m 1 1 1")
+            x_0 = torch.where(hidden, self.codec.encode(torch.full_like(x_0, 0.5)), x_0)
         noise = item_keys.normal("noise", *x_0.shape[1:]).to(x_0.device)
         uniform = item_keys.uniform("time")
         timestep = (uniform ** (1 / (1 + self.high_noise_bias)) * len(self.alphas_cumprod)).long()

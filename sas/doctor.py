@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
+from sas.data.shards import Shards
 from sas.io import InputError
 from sas.pipeline import SASPipeline, find_weights
 from sas.scene import Scene
@@ -111,11 +112,13 @@ def _findings(scene: Scene, name: str) -> Iterator[Check]:
         yield Check(name, True, f"cycles: edges {list(whole.assignment.cut_edges)} (front, behind) will be cut")
 
 
-def _scene_id(scenes: ProjectFolder | SASFolders, number: int) -> str:
+def _scene_id(scenes: ProjectFolder | SASFolders | Shards, number: int) -> str:
     """The id of a scene, also of one that cannot be read; its number if even that is damaged."""
     if isinstance(scenes, SASFolders):
         return scenes.ids[number]
     try:
+        if isinstance(scenes, Shards):
+            return scenes.scene_id(number)
         return str(json.loads(scenes.lines[number])["id"])
     except UNREADABLE:
         return f"in line {number + 1}"

@@ -27,7 +27,7 @@ from sas import __version__, metrics
 from sas.config import ConfigError, DataSettings, config_from_dict
 from sas.data.composer import Composer
 from sas.data.folders import ProjectFolder, open_scenes
-from sas.factory import build_composer
+from sas.factory import build_composer, open_data
 from sas.io import InputError, atomic_write_bytes, sha256_pixels
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
@@ -160,7 +160,7 @@ def load_dataset(path: str | Path) -> Sequence[Scene]:
                 f"data set {path}: data.scenes excludes {' and '.join(given)}, which would have no effect; "
                 "remove one of them, and use --limit for fewer scenes"
             )
-        return open_scenes(data.scenes)
+        return open_data(data, seed=TEST_SEED, validation=True)
     count = _whole(values.get("count", TEST_COUNT), low=1, name="count", path=path)
     seed = _whole(values.get("seed", TEST_SEED), low=0, name="seed", path=path)
     try:
@@ -300,14 +300,16 @@ def true_mask_scores(
     num_inference_steps: int | None = None,
     batch: int = 16,
 ) -> dict[str, Score]:
-    """Scores at mask resolution when each layer is drawn behind the TRUE cumulative mask: IoU of each layer, and stop accuracy.
+    """Scores at mask resolution when each layer is drawn behind the TRUE cumulative mask: IoU of each layer, and how it stops.
 
-    Stop accuracy is the share of scenes in which the pass after the last layer is void and no pass before it is. The gap between
-    these IoUs and those of the report is the exposure error.
+    Stop accuracy is the share of scenes in which the pass after the last layer is void and no pass before it is. Stop calibration is the
+    expected calibration error of the stop head's probability over all passes. The gap between these IoUs and those of the
+    report is the exposure error.
     """
     count = min(len(scenes), limit or len(scenes))
     stops: list[bool] = []
     ious: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
     config = pipe.config
     for start in range(0, count, batch):
         part = [scenes[i].drop_invisible() for i in range(start, min(start + batch, count))]
@@ -323,9 +325,27 @@ def true_mask_scores(
         )
         stops += found.stops.tolist()
         ious += found.true_ious
+        probabilities += found.stop_probabilities
     deepest = max((len(row) for row in ious), default=0)
     scores = {f"iou_layer_{k}_true_cumulative": _mean([row[k] for row in ious if len(row) > k]) for k in range(deepest)}
-    return {**scores, "stop_accuracy_true_cumulative": _mean(stops)} if stops else {}
+    if stops:
+        scores["stop_accuracy_true_cumulative"] = _mean(stops)
+    if probabilities:
+        scores["stop_calibration_error_true_cumulative"] = _stop_calibration(probabilities)
+    return scores
+
+
+def _stop_calibration(probabilities: list[np.ndarray]) -> Score:
+    """Expected calibration error of "nothing is left", with an interval over scenes; the last pass of each scene is the one to stop at."""
+
+    def error(rows: list[np.ndarray]) -> float:
+        truth = np.concatenate([np.arange(len(row)) == len(row) - 1 for row in rows])
+        return metrics.expected_calibration_error(np.concatenate(rows).astype(np.float64), truth, bins=10)
+
+    random = np.random.default_rng(0)
+    drawn = [random.integers(0, len(probabilities), len(probabilities)) for _ in range(1000)]
+    low, high = np.quantile([error([probabilities[i] for i in rows]) for rows in drawn], (0.025, 0.975))
+    return Score(error(probabilities), float(low), float(high), len(probabilities))
 
 
 def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from sas.config import Config, ConfigError, DataSettings, DiffusionSettings, SamplingSettings
 from sas.data.atlas import Atlas
+from sas.data.augment import Augmentation
 from sas.data.backgrounds import load_backgrounds, render_backgrounds
 from sas.data.composer import Composer, SceneStyle
-from sas.data.folders import open_scenes
+from sas.data.formats.registry import open_format
+from sas.data.shards import Shards
 from sas.data.solids import FAMILIES
 from sas.data.source import Prefetcher, SceneLoader, SceneSource
 from sas.data.split import Part, cutout_part, part_of, split_hash
@@ -22,6 +25,7 @@ from sas.io import find_images
 from sas.items import Corruption
 from sas.models import ConcatUNet, SplitDenoiser
 from sas.pipeline import SASPipeline
+from sas.scene import Scene
 from sas.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -210,10 +214,29 @@ def data_split(data: DataSettings) -> str:
     return split_hash(cutouts, pictures)
 
 
+def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) -> Sequence[Scene]:
+    """The scenes on disk that a configuration names; with `validation` those to validate on, if it names some."""
+    path, images = data.scenes, data.images
+    if validation and data.validation:
+        path, images = data.validation, data.validation_images or data.images
+    if path is None:
+        raise ConfigError("data.scenes must name scenes on disk, got nothing: set it")
+    return open_format(
+        path,
+        format=data.format,
+        images=images,
+        fields=data.fields,
+        annotators=data.annotators,
+        regions=data.regions,
+        min_overlap=data.min_overlap,
+        seed=seed,
+    )
+
+
 def check_data(data: DataSettings) -> str:
     """Look at the data of a configuration without loading it all; returns what there is, in words."""
     if data.scenes:
-        scenes = open_scenes(data.scenes)
+        scenes = open_data(data)
         return f"{len(scenes)} scenes in {data.scenes}, first one {scenes[0].width}x{scenes[0].height}"
     sprites = f"{data.classes} rendered classes with {data.views} views"
     if data.cutouts:
@@ -231,13 +254,16 @@ def build_source(config: Config, *, device: torch.device | str = "cpu") -> Scene
     data, training = config.data, config.training
     source: SceneSource
     if data.scenes:
+        scenes = open_data(data, seed=training.seed)
         source = SceneLoader(
-            open_scenes(data.scenes),
+            scenes,
             seed=training.seed,
             batch_size=training.batch_size,
             image_size=data.image_size,
             mask_size=data.mask_size,
             workers=data.workers,
+            buffer=data.shuffle_buffer if isinstance(scenes, Shards) else None,
+            augmentation=Augmentation.of(data.augment) if data.augment else None,
         )
     else:
         source = build_composer(data, seed=training.seed, atlas_seed=training.seed, device=device)
@@ -248,8 +274,10 @@ def build_validation(config: Config) -> SceneSource:
     """Held-out scenes: other rendered looks and backgrounds; of folders of cutouts or scenes, other arrangements of the same."""
     data = config.data
     if data.scenes:
+        if not data.validation:
+            logger.warning("data.validation names no scenes: validation uses those of training, and says little")
         return SceneLoader(
-            open_scenes(data.scenes),
+            open_data(data, seed=VALIDATION_SEED, validation=True),
             seed=VALIDATION_SEED,
             batch_size=config.logging.validation_scenes,
             image_size=data.image_size,

@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -129,12 +130,15 @@ def _open_picture(path: Path, name: str) -> Image.Image:
             raise
         raise InputError(f"{name} is no valid path ({_reason(error)}); check the path") from error
 
-    with content, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with content, _caught_warnings() as caught:
         try:
             # No `with` around the picture: closing it would drop pixels that `_upright` may hand on uncopied.
-            picture = _upright(Image.open(content, formats=FORMATS), name)
+            opened = Image.open(content, formats=FORMATS)
+            if Image.MAX_IMAGE_PIXELS is not None and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(
+                    f"Image size ({opened.width * opened.height} pixels) exceeds limit of {Image.MAX_IMAGE_PIXELS} pixels"
+                )
+            picture = _upright(opened, name)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             size = _reason(error).partition(", could")[0]
             raise InputError(f"{name} is too large: {size}; scale the picture down first") from error
@@ -150,6 +154,18 @@ def _open_picture(path: Path, name: str) -> Image.Image:
     for warning in caught:
         logger.warning("%s: %s", name, _reason(warning.message))
     return picture
+
+
+@contextmanager
+def _caught_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """Warnings of the block. Python keeps its filters for all threads at once, so only the main thread may set them aside."""
+    if threading.current_thread() is not threading.main_thread():
+        yield []
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield caught
 
 
 def _damaged(name: str, error: Exception) -> InputError:

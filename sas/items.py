@@ -1,7 +1,7 @@
 """From a batch of scenes to training items: (picture, layer k, cumulative mask, target mask, known).
 
 Every picture with K layers has K + 1 items: one for each layer, and one after the last, whose target is EMPTY. That last one teaches
-the model to stop (SAS, section 3).
+the model to stop (SAS, section 3), so a picture that shows more objects than its scene lists does not have it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Items:
 
     picture: int64 (M,), row of the picture in the batch. layer: int64 (M,), index of the layer, K for the empty one.
     cumulative, target: bool (M, 1, h, w). known: bool (M, 1, h, w). slot: int64 (M,), the item's place among its picture's items.
+    complete: None if all pictures are complete, else bool (M,); False: the picture shows objects that nobody lists.
     """
 
     picture: torch.Tensor
@@ -44,27 +45,33 @@ class Items:
     target: torch.Tensor
     known: torch.Tensor
     slot: torch.Tensor
+    complete: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.picture)
+
+    @property
+    def taught(self) -> torch.Tensor | None:
+        """Items to learn from, bool (M,); None: all. An empty target is no truth where more objects may be left."""
+        return None if self.complete is None else self.complete | self.target.flatten(1).any(dim=1)
 
 
 def layer_items(
     batch: SceneBatch, keys: Keys, *, layers: Literal["all"] | int = "all", corruption: Corruption | None = None
 ) -> Items:
-    """Items of a batch. `layers="all"`: one a layer and the EMPTY one; `layers=m`: m draws a picture, without replacement
+    """Items of a batch. `layers="all"`: one a layer and the EMPTY one (see `SceneBatch.item_counts`); `layers=m`: m draws a picture, without replacement
     while it has enough items.
 
     keys: one a picture; the items of a picture depend on its key alone.
     """
     if layers != "all" and layers < 1:
         raise ValueError(f'layers must be "all" or a positive number of draws, got {layers}: pass 1 or more')
-    counts = batch.layer_counts.cpu()
+    counts = batch.item_counts.cpu()
     if layers == "all":
-        choices = [torch.arange(int(count) + 1) for count in counts]
+        choices = [torch.arange(int(count)) for count in counts]
     else:
         shuffles = keys.uniform("layer", 64)
-        choices = [_draw(row, int(count) + 1, layers) for row, count in zip(shuffles, counts, strict=True)]
+        choices = [_draw(row, int(count), layers) for row, count in zip(shuffles, counts, strict=True)]
     device = batch.image.device
     picture = torch.cat([torch.full_like(choice, b) for b, choice in enumerate(choices)]).to(device)
     layer = torch.cat(choices).to(device)
@@ -78,7 +85,13 @@ def layer_items(
     else:
         cumulative = _union(masks, in_front)
     return Items(
-        picture=picture, layer=layer, cumulative=cumulative, target=target, known=batch.known[picture], slot=slot
+        picture=picture,
+        layer=layer,
+        cumulative=cumulative,
+        target=target,
+        known=batch.known[picture],
+        slot=slot,
+        complete=None if batch.complete is None else batch.complete[picture],
     )
 
 

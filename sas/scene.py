@@ -35,6 +35,8 @@ class Scene:
     names: one a object. alternatives: further true amodal masks of the same visible picture, each bool (N, H, W).
     min_overlap: i occludes j only if they share more than this fraction of j's amodal area.
     dropped: objects that were removed because no pixel of them is visible.
+    known: bool (H, W), True where the masks say the truth; None: everywhere. complete: False if the picture shows objects that are
+    not listed, so that nobody may learn from it that nothing is left.
     """
 
     image: np.ndarray
@@ -47,6 +49,8 @@ class Scene:
     min_overlap: float = DEFAULT_MIN_OVERLAP
     source: str = ""
     dropped: int = 0
+    known: np.ndarray | None = None
+    complete: bool = True
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8:
@@ -65,6 +69,9 @@ class Scene:
         for masks in self.alternatives:
             check_mask(masks, name="alternatives")
             check_shape(masks, "n h w", name="alternatives", n=count, **{k: size[k] for k in ("h", "w")})
+        if self.known is not None:
+            check_mask(self.known, name="known")
+            check_shape(self.known, "h w", name="known", **{k: size[k] for k in ("h", "w")})
         if not self.names:
             object.__setattr__(self, "names", tuple(f"object {i}" for i in range(count)))
         if len(self.names) != count:
@@ -156,6 +163,7 @@ class SceneBatch:
     layer_index: int64 (B, N), -1 where padded. order_matrix: bool (B, N, N), the edges that count.
     known: bool (B, 1, h, w), True where the truth is known (False on letterbox padding). ids: one a scene.
     alternatives: None, or bool (B, A, N, h, w): further true amodal masks of the same visible picture.
+    complete: None if every scene lists all its objects, else bool (B,), see `Scene`.
     """
 
     image: torch.Tensor
@@ -166,6 +174,7 @@ class SceneBatch:
     known: torch.Tensor
     ids: tuple[str, ...] = field(default=())
     alternatives: torch.Tensor | None = None
+    complete: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         b = check_shape(self.image, "b 3 h w", name="image")["b"]
@@ -174,6 +183,9 @@ class SceneBatch:
         check_shape(self.layer_index, "b n", name="layer_index", b=b, n=n)
         check_shape(self.order_matrix, "b n m", name="order_matrix", b=b, n=n, m=n)
         check_shape(self.known, "b 1 h w", name="known", b=b)
+        if self.complete is not None:
+            check_mask(self.complete, name="complete")
+            check_shape(self.complete, "b", name="complete", b=b)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -190,6 +202,16 @@ class SceneBatch:
         if not self.layer_index.shape[1]:
             return torch.zeros_like(self.counts)
         return self.layer_index.amax(dim=1) + 1
+
+    @property
+    def item_counts(self) -> torch.Tensor:
+        """Training items of each scene, int64 (B,): its layers and the EMPTY one, which scenes that are not complete lack.
+
+        One at least, so that every scene has an item; that of a scene without layers that is not complete teaches nothing.
+        """
+        if self.complete is None:
+            return self.layer_counts + 1
+        return (self.layer_counts + self.complete.long()).clamp(min=1)
 
     def layers(self) -> torch.Tensor:
         """Layer masks, padded with empty layers: bool (B, K, h, w), K = the most layers of any scene."""
@@ -216,7 +238,9 @@ def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> Scen
         masks[b, :n] = torch.from_numpy(geometry.masks_to_model(scene.amodal_masks))
         layer_index[b, :n] = torch.from_numpy(scene.layer_index)
         order[b, :n, :n] = torch.from_numpy(scene.occlusion)
-        known[b, 0] = torch.from_numpy(geometry.known())
+        known[b, 0] = torch.from_numpy(
+            geometry.known() if scene.known is None else geometry.masks_to_model(scene.known[None])[0]
+        )
     return SceneBatch(
         image=image,
         amodal_masks=masks,
@@ -226,6 +250,7 @@ def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> Scen
         known=known,
         ids=tuple(scene.id for scene in scenes),
         alternatives=_collate_alternatives(scenes, most, image_size, mask_size),
+        complete=None if all(scene.complete for scene in scenes) else torch.tensor([s.complete for s in scenes]),
     )
 
 

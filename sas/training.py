@@ -475,7 +475,7 @@ def _not_finite(losses: torch.Tensor, batch: SceneBatch, positions: range, layer
     if torch.isfinite(losses).all():
         return []
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-    items_a_picture = (batch.layer_counts + 1).tolist() if layers == "all" else [layers] * len(batch)
+    items_a_picture = batch.item_counts.tolist() if layers == "all" else [layers] * len(batch)
     owner = [b for b, count in enumerate(items_a_picture) for _ in range(count)]
     if len(owner) != len(losses):
         return list(batch.ids)

@@ -28,6 +28,10 @@ class Validation:
     before it is, with true cumulative masks; `stops` holds it for each scene, `true_ious` the IoU of each of its layers.
     false_layers: extra layers a scene, with own cumulative masks.
     predictions: bool (K, m, m) a scene, with own cumulative masks.
+    stop_probabilities: a scene's float (K + 1,), what the stop head says before each layer and after the last (mean over members), true
+    cumulative masks; empty for networks without one.
+    Scenes that are not complete are scored on their known pixels, and have no say in `stops` and `false_layers` (both nan if
+    no scene is complete), because nobody knows where they end.
     """
 
     own: list[float]
@@ -36,10 +40,11 @@ class Validation:
     stops: np.ndarray
     false_layers: float
     predictions: list[np.ndarray]
+    stop_probabilities: list[np.ndarray]
 
     @property
     def stop_accuracy(self) -> float:
-        return float(self.stops.mean())
+        return float(self.stops.mean()) if len(self.stops) else float("nan")
 
     @property
     def score(self) -> float:
@@ -54,8 +59,8 @@ class Validation:
             "val/false_layers": self.false_layers,
         }
         for name, values in (("own", self.own), ("true", self.true)):
-            rows |= {f"val/iou_{name}_{k}": v for k, v in enumerate(values) if not np.isnan(v)}
-        return rows
+            rows |= {f"val/iou_{name}_{k}": v for k, v in enumerate(values)}
+        return {name: value for name, value in rows.items() if not np.isnan(value)}
 
 
 @torch.no_grad()
@@ -71,10 +76,13 @@ def validate(
     predictions = _own(pipe, sampler, features, batch, rules, members, seed)
     layers = batch.layers().cpu().numpy()
     counts = batch.layer_counts.tolist()
-    own = [layer_ious(found, layers[b, : counts[b]]) for b, found in enumerate(predictions)]
+    complete = np.ones(len(batch), dtype=bool) if batch.complete is None else batch.complete.cpu().numpy()
+    judged = batch.known[:, 0].cpu().numpy() | complete[:, None, None]
+    layers &= judged[:, None]
+    own = [layer_ious(found & judged[b], layers[b, : counts[b]]) for b, found in enumerate(predictions)]
 
     items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
-    masks, void = _with_true_masks(
+    masks, void, stop = _with_true_masks(
         pipe, sampler, features, items.cumulative, items.picture, items.layer, rules, members, seed
     )
     picture, layer = items.picture.tolist(), items.layer.tolist()
@@ -82,14 +90,18 @@ def validate(
     stops = np.ones(len(batch), dtype=bool)
     for m, (b, k) in enumerate(zip(picture, layer, strict=True)):
         if k < counts[b]:
-            true[b][k] = layer_ious(masks[m : m + 1], layers[b, k : k + 1])[0]
+            true[b][k] = layer_ious(masks[m : m + 1] & judged[b], layers[b, k : k + 1])[0]
         stops[b] &= bool(void[m]) == (k == counts[b])
+    extra = [false_layers(p, layers[b, : counts[b]]) for b, p in enumerate(predictions) if complete[b]]
     return Validation(
         own=_by_layer(own),
         true=_by_layer(true),
         true_ious=true,
-        stops=stops,
-        false_layers=float(np.mean([false_layers(p, layers[b, : counts[b]]) for b, p in enumerate(predictions)])),
+        stops=stops[complete],
+        stop_probabilities=[
+            stop[items.picture.cpu().numpy() == b] for b in range(len(batch)) if complete[b] and len(stop)
+        ],
+        false_layers=float(np.mean(extra)) if extra else float("nan"),
         predictions=predictions,
     )
 
@@ -97,8 +109,10 @@ def validate(
 @torch.no_grad()
 def calibrate_stop(pipe: SASPipeline, batch: SceneBatch, *, seed: int = 0, rows: int = 64) -> tuple[float, float]:
     """Scale and shift that make the stop head's probability a calibrated one (Platt 1999): logistic regression of "nothing is
-    left" on its logit, one draw an item, true cumulative masks.
+    left" on its logit, one draw an item, true cumulative masks. Without a scene that is complete there is nothing to go by: (1, 0).
     """
+    if batch.complete is not None and not batch.complete.any():
+        return 1.0, 0.0
     batch = batch.to(pipe.device)
     items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
     features = pipe.model.encode(in_range(batch.image, pipe.config.image_range).to(pipe.dtype))
@@ -107,6 +121,9 @@ def calibrate_stop(pipe: SASPipeline, batch: SceneBatch, *, seed: int = 0, rows:
     drawn = raw(pipe.model, features, items.cumulative, generators, picture=items.picture)
     logit = drawn[:, 1].flatten(1).mean(dim=1).double().logit(eps=1e-9).cpu().numpy()
     empty = (~items.target.flatten(1).any(dim=1)).cpu().numpy()
+    if items.taught is not None:
+        taught = items.taught.cpu().numpy()
+        logit, empty = logit[taught], empty[taught]
 
     def entropy(values: np.ndarray) -> float:
         margin = np.where(empty, 1, -1) * (values[0] * logit + values[1])
@@ -151,8 +168,9 @@ def _with_true_masks(
     rules: LoopRules,
     members: int,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One pass for each item: consensus masks bool (M, m, m), and whether all members were void, bool (M,)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One pass for each item: consensus masks bool (M, m, m), whether all members were void, bool (M,), and the stop head's
+    probability, float (M,) or (0,)."""
     generators = [
         generator_for(seed, int(b), int(k), member)
         for b, k in zip(picture.tolist(), layer.tolist(), strict=True)
@@ -163,7 +181,9 @@ def _with_true_masks(
     soft = rearrange(soft, "(m e) c h w -> m e c h w", e=members)
     drawn = soft[:, :, 0] > rules.threshold
     void = judged_void(drawn, soft[:, :, 1:], rules)
-    return consensus(drawn, void, rule=rules.consensus).cpu().numpy(), void.all(dim=1).cpu().numpy()
+    stop = soft[:, :, 1].flatten(1).mean(dim=1) if soft.shape[2] > 1 else soft.new_zeros(0)
+    masks = consensus(drawn, void, rule=rules.consensus)
+    return masks.cpu().numpy(), void.all(dim=1).cpu().numpy(), stop.float().cpu().numpy()
 
 
 def _by_layer(scores: list[np.ndarray]) -> list[float]:

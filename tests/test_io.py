@@ -936,3 +936,15 @@ def test_a_linked_folder_is_replaced_where_it_lies(old):
     with atomic_folder(link) as folder:
         (folder / "new").write_bytes(b"new")
     assert link.is_symlink() and tree(old) == {"new": b"new"}
+
+
+def test_reading_in_threads_leaves_the_warning_filters_alone(tmp_path: Path) -> None:
+    """`warnings.catch_warnings` in several threads at once would leave what another thread had set."""
+    import warnings
+    from concurrent.futures import ThreadPoolExecutor
+
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: read_image(tmp_path / "a.png").sum(), range(200)))) == 1
+    assert list(warnings.filters) == before

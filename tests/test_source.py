@@ -117,6 +117,73 @@ def test_threads_may_ask_for_different_epochs_at_once() -> None:
     assert got == [expected[step] for step in steps]
 
 
+class Packed(Sequence[Scene]):
+    """Scenes in chunks, as many as wanted: only those that are asked for are made, and their ids are their rows."""
+
+    def __init__(self, *chunks: int) -> None:
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return sum(self.chunks)
+
+    def __getitem__(self, index: int) -> Scene:  # type: ignore[override]
+        masks = np.zeros((0, SIZE, SIZE), dtype=bool)
+        image = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
+        return Scene(image=image, amodal_masks=masks, order_matrix=np.zeros((0, 0), dtype=bool), id=str(index))
+
+
+def packed_loader(scenes: Sequence[Scene], **options: object) -> SceneLoader:
+    settings = {"seed": 1, "batch_size": 1, "image_size": SIZE, "mask_size": SIZE, **options}
+    return SceneLoader(scenes, **settings)  # type: ignore[arg-type]
+
+
+def rows(chunks: Sequence[int], places: Sequence[int], **options: object) -> list[int]:
+    loader = packed_loader(Packed(*chunks), **options)
+    return [int(loader.batch(place, [0]).ids[0]) for place in places]
+
+
+@pytest.mark.parametrize("buffer", [1, 2, 5, 7, 23, 24, 1000])
+def test_a_buffered_epoch_covers_each_scene_exactly_once(buffer: int) -> None:
+    chunks = (5, 5, 1, 5, 5, 2)
+    order = rows(chunks, range(69), buffer=buffer)
+    epochs = [order[start : start + 23] for start in (0, 23, 46)]
+    assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2], "shuffled anew"
+    assert order != rows(chunks, range(69), buffer=buffer, seed=2)
+    backwards = rows(chunks, range(68, -1, -1), buffer=buffer)
+    assert backwards == order[::-1], "a place depends on nothing that was read before"
+
+
+def test_a_buffered_epoch_reads_shard_after_shard_to_within_the_buffer() -> None:
+    chunks, buffer = (5,) * 40, 10
+    shard = [row // 5 for row in rows(chunks, range(200), buffer=buffer)]
+    blocks = [set(shard[start : start + buffer]) for start in range(0, 200, buffer)]
+    assert all(len(block) == 2 for block in blocks) and len(set.union(*blocks)) == 40
+    assert [min(block) for block in blocks] != sorted(min(block) for block in blocks), "the shards are shuffled"
+    single = rows((3, 3, 3), range(9), buffer=1)
+    assert [row % 3 for row in single] == [0, 1, 2] * 3, "a buffer of one reads each shard from front to back"
+
+
+def test_the_buffered_order_does_not_change_from_release_to_release() -> None:
+    """A run that was killed before an update goes on after it."""
+    assert rows((4, 3, 4), range(11), buffer=4, seed=7) == [0, 2, 1, 3, 6, 7, 4, 5, 9, 10, 8]
+
+
+def test_a_place_among_a_billion_scenes_is_found_without_permuting_them_all() -> None:
+    loader = packed_loader(Packed(*[1_000_000] * 1000), buffer=1000, batch_size=4)
+    names = [loader.batch(step, range(4)).ids for step in (0, 123_456_789, 250_000_000)]
+    assert len({name for ids in names for name in ids}) == 12
+
+
+def test_a_buffer_that_would_mean_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="buffer must be None for scenes that are not packed, got 8: pack them with"):
+        make_loader(buffer=8)
+    with pytest.raises(ValueError, match="buffer must be None without shuffling, got 8: leave it out"):
+        packed_loader(Packed(2), buffer=8, shuffle=False)
+    with pytest.raises(ValueError, match="buffer must be at least 1, got 0: 10000 mixes well"):
+        packed_loader(Packed(2), buffer=0)
+
+
 def test_no_scene_is_refused() -> None:
     with pytest.raises(ValueError, match="scenes must hold at least one scene, got none: check the data folder"):
         SceneLoader([], seed=0, batch_size=1, image_size=8, mask_size=8)

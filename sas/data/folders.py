@@ -2,42 +2,38 @@
 
 **Project format** (version 1). `images/<id>.png`; `scenes.jsonl`, a line a scene: {id, file, width, height, objects: [{name,
 segmentation}], order: [[front, behind], ...], alternatives, source, dropped}, masks as COCO RLE of the amodal masks in the
-image's frame; `dataset.json` {format_version, min_overlap, generator, seed, count, sha256 of scenes.jsonl}.
+image's frame; with `known` (RLE) where the truth is known in parts only, and `complete: false` where the picture shows more objects
+than are listed; `dataset.json` {format_version, min_overlap, generator, seed, count, sha256 of scenes.jsonl}.
 
 **SAS folders.** `<id>_<layer>/{image,mask,newmask}.png`: `mask` is the layer's amodal mask, `newmask` the cumulative mask, and one
-more folder after the last layer has an empty `mask`.
+more folder after the last layer has an empty `mask`. They cannot tell what is not known: a scene that is not complete is written with
+a warning.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sas.io import (
-    InputError,
-    atomic_folder,
-    read_image,
-    read_json,
-    read_mask,
-    rle_decode,
-    rle_encode,
-    write_json,
-    write_mask,
-)
-from sas.order import edges_from_order, order_from_edges
+from sas.data.entries import LazyScenes, new_id, scene_entry, scene_from_entry
+from sas.data.shards import Shards
+from sas.io import InputError, atomic_folder, read_image, read_json, read_mask, write_json, write_mask
 from sas.scene import Scene
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
 
-def open_scenes(path: str | Path) -> ProjectFolder | SASFolders:
-    """The scenes below a folder, in whichever of the two formats it is."""
+def open_scenes(path: str | Path) -> ProjectFolder | SASFolders | Shards:
+    """The scenes below a folder: in the project format, packed in shards, or as SAS folders, whichever it is."""
     path = Path(path)
     if not path.is_dir():
         raise InputError(
@@ -45,6 +41,8 @@ def open_scenes(path: str | Path) -> ProjectFolder | SASFolders:
         )
     if (path / "dataset.json").exists():
         return ProjectFolder(path)
+    if (path / "shards.json").exists():
+        return Shards(path)
     if SASFolders.layer_folders(path):
         return SASFolders(path)
     raise InputError(
@@ -52,25 +50,7 @@ def open_scenes(path: str | Path) -> ProjectFolder | SASFolders:
     )
 
 
-class _Scenes(Sequence[Scene]):
-    """A lazy sequence: a scene is read when it is asked for."""
-
-    @overload
-    def __getitem__(self, index: int) -> Scene: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Scene]: ...
-    def __getitem__(self, index: int | slice) -> Scene | list[Scene]:
-        if isinstance(index, slice):
-            return [self.read(i) for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"scene {index} of {len(self)}")
-        return self.read(index % len(self))
-
-    def read(self, index: int) -> Scene:
-        raise NotImplementedError
-
-
-class ProjectFolder(_Scenes):
+class ProjectFolder(LazyScenes):
     """Scenes of a folder in the project format."""
 
     def __init__(self, path: str | Path) -> None:
@@ -104,40 +84,9 @@ class ProjectFolder(_Scenes):
     def read(self, index: int) -> Scene:
         entry = json.loads(self.lines[index])
         where = f"{self.path}/scenes.jsonl line {index + 1}"
-        height, width = entry["height"], entry["width"]
-        image = read_image(self.path / entry["file"])
-        if image.shape[:2] != (height, width):
-            raise InputError(
-                f"{where}: image {entry['file']} must be {width}x{height}, got {image.shape[1]}x{image.shape[0]}; restore the picture"
-            )
-        masks = _decode([o["segmentation"] for o in entry["objects"]], height, width, where)
-        order = entry["order"]
-        return Scene(
-            image=image,
-            amodal_masks=masks,
-            order_matrix=None if order is None else order_from_edges(order, len(masks)),
-            names=tuple(o["name"] for o in entry["objects"]),
-            id=entry["id"],
-            visible_masks=_decode([o["visible"] for o in entry["objects"]], height, width, where)
-            if entry["objects"] and all("visible" in o for o in entry["objects"])
-            else None,
-            alternatives=tuple(_decode(masks, height, width, where) for masks in entry["alternatives"]),
-            min_overlap=self.min_overlap,
-            source=entry["source"],
-            dropped=entry.get("dropped", 0),
+        return scene_from_entry(
+            entry, image=read_image(self.path / entry["file"]), min_overlap=self.min_overlap, where=where
         )
-
-
-def _decode(segmentations: list[dict[str, Any]], height: int, width: int, where: str) -> np.ndarray:
-    masks = np.zeros((len(segmentations), height, width), dtype=bool)
-    for i, rle in enumerate(segmentations):
-        mask = rle_decode(rle)
-        if mask.shape != (height, width):
-            raise InputError(
-                f"{where}: segmentation of object {i} must be {height}x{width}, got {mask.shape[0]}x{mask.shape[1]}; write the data set again"
-            )
-        masks[i] = mask
-    return masks
 
 
 def write_project(
@@ -149,9 +98,9 @@ def write_project(
         (folder / "images").mkdir()
         taken: set[str] = set()
         for scene in scenes:
-            file = f"images/{_new_id(scene, taken)}.png"
+            file = f"images/{new_id(scene, taken)}.png"
             Image.fromarray(scene.image).save(folder / file)
-            lines.append(json.dumps(_entry(scene, file), allow_nan=False))
+            lines.append(json.dumps(scene_entry(scene, file), allow_nan=False))
         text = "".join(line + "\n" for line in lines).encode()
         (folder / "scenes.jsonl").write_bytes(text)
         info = {
@@ -166,40 +115,7 @@ def write_project(
     return len(lines)
 
 
-def _new_id(scene: Scene, taken: set[str]) -> str:
-    """The scene's id, which names files: refused if it leads elsewhere or if another scene of the set has it."""
-    if not scene.id or scene.id.startswith(".") or any(sign in scene.id for sign in "/\\\0"):
-        raise InputError(
-            f"id of a scene must be a file name without / or a leading dot, got {scene.id!r}; rename the scene"
-        )
-    if scene.id in taken:
-        raise InputError(
-            f"id of a scene must be its own, got {scene.id!r} twice; rename one of the scenes, or one picture would replace the other"
-        )
-    taken.add(scene.id)
-    return scene.id
-
-
-def _entry(scene: Scene, file: str) -> dict[str, Any]:
-    objects: list[dict[str, Any]] = []
-    for i, name in enumerate(scene.names):
-        objects.append({"name": name, "segmentation": rle_encode(scene.amodal_masks[i])})
-        if scene.visible_masks is not None:
-            objects[-1]["visible"] = rle_encode(scene.visible_masks[i])
-    return {
-        "id": scene.id,
-        "file": file,
-        "width": scene.width,
-        "height": scene.height,
-        "objects": objects,
-        "order": None if scene.order_matrix is None else edges_from_order(scene.order_matrix),
-        "alternatives": [[rle_encode(mask) for mask in masks] for masks in scene.alternatives],
-        "source": scene.source,
-        "dropped": scene.dropped,
-    }
-
-
-class SASFolders(_Scenes):
+class SASFolders(LazyScenes):
     """Scenes of a root of `<id>_<layer>` folders. A layer is one object here, since the folders do not tell objects apart.
 
     `min_overlap` is 0: the layers are as given, each in front of those after it. Masks are binarised with > 0, because some
@@ -252,9 +168,11 @@ class SASFolders(_Scenes):
 def write_sas_folders(path: str | Path, scenes: Iterable[Scene]) -> int:
     """Write scenes as `<id>_<layer>` folders; returns how many scenes."""
     taken: set[str] = set()
+    partial = 0
     with atomic_folder(Path(path)) as root:
         for scene in scenes:
-            name = _new_id(scene, taken)
+            name = new_id(scene, taken)
+            partial += scene.known is not None or not scene.complete
             empty = np.zeros((1, scene.height, scene.width), dtype=bool)
             for layer, mask in enumerate(np.concatenate([scene.layer_masks, empty])):
                 folder = root / f"{name}_{layer}"
@@ -262,4 +180,11 @@ def write_sas_folders(path: str | Path, scenes: Iterable[Scene]) -> int:
                 Image.fromarray(scene.image).save(folder / "image.png")
                 write_mask(folder / "mask.png", mask)
                 write_mask(folder / "newmask.png", scene.cumulative_masks[layer])
+    if partial:
+        logger.warning(
+            "%s: %d of %d scenes are known in parts only, which SAS folders cannot say; use the project format to keep it",
+            path,
+            partial,
+            len(taken),
+        )
     return len(taken)

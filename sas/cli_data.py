@@ -1,0 +1,158 @@
+"""`sas data ...`: look at annotated data, convert it, pack it. Arguments to calls; the only other place that prints is `sas.cli`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from sas.scene import Scene
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What every command on annotated data reads."""
+
+    path: Positional[str]
+    """Annotation file, or folder of scenes."""
+    format: str = "auto"
+    """Format of the data; `sas data formats` lists them."""
+    images: str | None = None
+    """Folder of the pictures that an annotation file names."""
+    fields: tuple[str, ...] = ()
+    """Field names of a COCO-style file that differ from the preset, as amodal=NAME visible=NAME ..."""
+    annotators: str | None = None
+    """COCOA: "all" annotators, the first "one" of each picture, or an annotator's name."""
+    regions: Literal["all", "things", "stuff"] | None = None
+    """COCOA: which regions."""
+    limit: int | None = None
+    """Pictures at most, the first ones."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class Check(_Reading):
+    """Find what is wrong with annotations, in plain words, before a training does."""
+
+    out: str | None = None
+    """Folder for report.md, report.json and a contact sheet with layers drawn."""
+    repair: str | None = None
+    """Folder for a cleaned copy in the project format."""
+
+
+@dataclass(frozen=True)
+class Convert(_Reading):
+    """Write scenes in another format."""
+
+    out: str = ""
+    """Folder to write."""
+    to: Literal["project", "sas", "cocoa", "kins2020"] = "project"
+    """Format to write."""
+
+
+@dataclass(frozen=True)
+class Pack(_Reading):
+    """Write scenes as shards that stream from disk in sequence, for large sets."""
+
+    out: str = ""
+    """Folder to write."""
+    shard_size: int = 1000
+    """Scenes a shard."""
+
+
+@dataclass(frozen=True)
+class Formats:
+    """List the formats that can be read."""
+
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show tracebacks."""
+
+
+def open_scenes(options: _Reading) -> Sequence[Scene]:
+    """The scenes that the arguments name."""
+    from sas.data.formats.registry import open_format
+    from sas.io import InputError
+
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit must be at least 1, got {options.limit}; leave it out for all pictures")
+    wrong = [one for one in options.fields if "=" not in one]
+    if wrong:
+        raise InputError(f"--fields must be pairs such as amodal=segmentation, got {wrong[0]!r}; write it as WORD=NAME")
+    return open_format(
+        options.path,
+        format=options.format,
+        images=options.images,
+        fields=dict(one.split("=", 1) for one in options.fields),
+        annotators=options.annotators,
+        regions=options.regions,
+    )
+
+
+def check(options: Check) -> int:
+    from sas.data_check import run_check
+
+    return run_check(open_scenes(options), out=options.out, repair=options.repair, limit=options.limit, write=print)
+
+
+def convert(options: Convert) -> int:
+    from sas.data.folders import write_project, write_sas_folders
+    from sas.data.formats.writers import write_cocoa, write_kins2020
+
+    out = _target(options.out)
+    scenes = open_scenes(options)
+    chosen = (scenes[place] for place in _places(scenes, options.limit))
+    if options.to == "project":
+        least = getattr(scenes, "min_overlap", 0.01)
+        count = write_project(out, chosen, min_overlap=least, generator=f"sas data convert {options.path}")
+    else:
+        writers: dict[str, Any] = {"sas": write_sas_folders, "cocoa": write_cocoa, "kins2020": write_kins2020}
+        count = writers[options.to](out, chosen)
+    print(f"{count} scenes -> {out}")
+    return 0
+
+
+def pack_shards(options: Pack) -> int:
+    from sas.data.shards import pack
+
+    out = _target(options.out)
+    scenes = open_scenes(options)
+    count = pack(scenes if options.limit is None else scenes[: options.limit], out, shard_size=options.shard_size)
+    print(f"{count} scenes -> {out}")
+    return 0
+
+
+def formats(options: Formats) -> int:
+    from sas.data.formats.registry import FORMATS
+
+    for name, chosen in FORMATS.items():
+        print(f"  {name:14s}{chosen.words}")
+    return 0
+
+
+def _target(out: str) -> Path:
+    from sas.io import InputError
+
+    if not out:
+        raise InputError("--out must name a folder, got nothing; name a new one")
+    folder = Path(out)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"--out {out} must be a new or empty folder, got one with files in it; choose another")
+    return folder
+
+
+def _places(scenes: Sequence[Scene], limit: int | None) -> range:
+    return range(len(scenes) if limit is None else min(limit, len(scenes)))
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
+    "check": (Check, check),
+    "convert": (Convert, convert),
+    "pack": (Pack, pack_shards),
+    "formats": (Formats, formats),
+}

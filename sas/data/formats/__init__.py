@@ -1,0 +1,1 @@
+"""Readers and writers of the field's annotation formats: each reader turns a record into a `RawScene`, `raw.assemble` does the rest."""

@@ -1,0 +1,240 @@
+"""From a raw record to a `Scene`, for all formats alike: decode, check, repair or drop, and work out the order.
+
+Evidence of the order is, from strong to weak: pairs that the file states; ranks within a group; visible masks, where the object seen on
+the shared pixels is the nearer one. Where two kinds disagree the stronger one wins and the conflict is a defect.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import numpy as np
+
+from sas.data.formats.raw import Action, Defect, RawObject, RawScene, Severity
+from sas.data.formats.segmentation import BadSegmentation, decode
+from sas.io import InputError, read_image
+from sas.masks import overlap_areas
+from sas.order import DEFAULT_MIN_OVERLAP, contested_area
+from sas.scene import Scene
+
+Tell = Callable[[Severity, str, str, Action, str], None]
+"""Takes a defect: severity, code, words, action, object."""
+
+COVERS_ALL = 0.95
+"""Share of the picture above which a region of stuff is reported."""
+ROUNDING = 0.02
+"""Share of a visible mask that may lie outside its amodal mask, as polygons and RLE of one outline do, without a word."""
+
+
+class AnnotatedScenes(Sequence[Scene], ABC):
+    """Lazy scenes of an annotated data set: a picture is read when it is asked for."""
+
+    min_overlap: float = DEFAULT_MIN_OVERLAP
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
+        """What the file says of picture `index`, and what was wrong with the record itself."""
+
+    def file_defects(self) -> list[Defect]:
+        """Defects of the file as a whole: ids used twice, categories never used. May read the whole file."""
+        return []
+
+    def inspect(self, index: int) -> tuple[Scene | None, list[Defect]]:
+        """Scene `index`, or None if it is refused, with all its defects."""
+        raw, defects = self.raw(index)
+        if any(defect.action == "refuse" for defect in defects):
+            return None, defects
+        scene, more = assemble(raw, min_overlap=self.min_overlap)
+        if scene is not None and any(defect.action == "drop" and defect.object for defect in defects):
+            scene = replace(scene, complete=False)  # the reader has left an object out
+        return scene, defects + more
+
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Scene]: ...
+    def __getitem__(self, index: int | slice) -> Scene | list[Scene]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        scene, defects = self.inspect(index % len(self))
+        if scene is None:
+            first = next(defect for defect in defects if defect.action == "refuse")
+            raise InputError(
+                f"image {first.image} cannot be used: {first.code}: {first.words}; mend the file, or write a cleaned copy with "
+                "`sas data check PATH --format NAME --repair OUT`"
+            )
+        return scene
+
+
+def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tuple[Scene | None, list[Defect]]:
+    """Scene of a raw record and its defects; None if the picture is refused."""
+    defects: list[Defect] = []
+
+    def tell(severity: Severity, code: str, words: str, action: Action, object: str = "") -> None:
+        defects.append(Defect(severity, code, words, action, image=raw.id, object=object))
+
+    # 1. The picture.
+    if not raw.image.is_file():
+        tell("error", "image-missing", f"there is no file {raw.image}", "refuse")
+        return None, defects
+    try:
+        image = read_image(raw.image)
+    except InputError as error:
+        tell("error", "image-damaged", str(error), "refuse")
+        return None, defects
+    height, width = image.shape[:2]
+    if raw.size is not None and raw.size != (height, width):
+        declared = f"{raw.size[1]}x{raw.size[0]}"
+        words = f"the file says {declared} (width x height), {raw.image.name} has {width}x{height}"
+        tell("error", "image-size", words, "refuse")
+        return None, defects
+
+    # 2. The masks of each object.
+    kept: list[RawObject] = []
+    amodal: list[np.ndarray] = []
+    visible: list[np.ndarray | None] = []
+    lost = False  # an object that the picture shows is left out
+    unseen = 0  # objects that the picture does not show
+    for one in raw.objects:
+        if one.crowd:
+            tell("warning", "crowd", "a crowd region is not one object", "drop", one.id)
+            lost = True
+            continue
+        try:
+            full, notes = decode(one.amodal, height, width)
+            seen = _part("visible", one.visible, height, width)
+            hidden = _part("invisible", one.invisible, height, width)
+        except BadSegmentation as error:
+            tell("error", error.code, str(error), "drop", one.id)
+            lost = True
+            continue
+        for severity, code, words, action in notes:
+            tell(severity, code, words, action, one.id)
+        if seen is None and hidden is not None:
+            seen = full & ~hidden
+        if seen is None and raw.unoccluded_by_default:
+            seen = full
+        if seen is not None and (seen & ~full).any():
+            share = float((seen & ~full).sum() / seen.sum())
+            if share > ROUNDING:
+                words = f"{share:.1%} of the visible mask lies outside the amodal mask, which is widened"
+                tell("warning", "visible-outside", words, "repair", one.id)
+            full = full | seen
+        if not full.any():
+            tell("warning", "mask-empty", "the amodal mask has no pixel in the picture", "drop", one.id)
+            continue
+        if seen is not None and not seen.any():
+            tell("warning", "invisible", "no pixel of the object is visible", "drop", one.id)
+            unseen += 1
+            continue
+        if one.stuff and full.mean() > COVERS_ALL:
+            tell("warning", "covers-all", f"a region of stuff covers {full.mean():.0%} of the picture", "keep", one.id)
+        kept.append(one)
+        amodal.append(full)
+        visible.append(seen)
+
+    # 3. Who is in front.
+    masks = np.stack(amodal) if amodal else np.zeros((0, height, width), dtype=bool)
+    known = [mask for mask in visible if mask is not None]
+    seen_masks = np.stack(known) if known and len(known) == len(kept) else None
+    order = infer_order(raw, kept, masks, seen_masks, tell, min_overlap=min_overlap)
+    scene = Scene(
+        image=image,
+        amodal_masks=masks,
+        order_matrix=order,
+        names=tuple(one.name for one in kept),
+        id=raw.id,
+        visible_masks=seen_masks,
+        min_overlap=min_overlap,
+        source=str(raw.image),
+        dropped=unseen,
+        complete=not lost,
+    )
+    if order is not None:
+        cut = scene.assignment.cut_edges
+        if cut:
+            words = ", ".join(f"{kept[i].id} in front of {kept[j].id}" for i, j in cut)
+            tell("warning", "order-cycle", f"the order runs in a circle; for the layers it is cut at {words}", "repair")
+        hidden_whole = [] if seen_masks is not None else [i for i in range(len(kept)) if not scene.visible[i].any()]
+        for i in hidden_whole:
+            tell("warning", "invisible", "no pixel of the object is visible behind those in front", "drop", kept[i].id)
+        scene = scene.drop_invisible()
+    return scene, defects
+
+
+def _part(name: str, segmentation: Any, height: int, width: int) -> np.ndarray | None:
+    """The visible or invisible part of an object, None if the file has none. An error says which of its masks is meant."""
+    if segmentation is None:
+        return None
+    try:
+        return decode(segmentation, height, width)[0]
+    except BadSegmentation as error:
+        raise BadSegmentation(error.code, f"{name} mask: {error}") from error
+
+
+def infer_order(
+    raw: RawScene,
+    objects: Sequence[RawObject],
+    amodal: np.ndarray,
+    visible: np.ndarray | None,
+    tell: Tell,
+    *,
+    min_overlap: float = 0.0,
+) -> np.ndarray | None:
+    """Order matrix (N, N) of the kept objects by the rule of this module, None if the format has no order.
+
+    `tell(severity, code, words, action, object)` takes the defects; nothing is told of two objects that share at most `min_overlap` of either.
+    """
+    if not raw.ordered:
+        return None
+    count = len(objects)
+    place = {one.id: i for i, one in enumerate(objects)}
+    order = np.zeros((count, count), dtype=bool)
+    for front, behind in raw.pairs:
+        if front in place and behind in place and front != behind:
+            order[place[front], place[behind]] = True
+    stated = order | order.T
+    shared = overlap_areas(amodal) if count else np.zeros((0, 0), dtype=np.int64)
+    contested = contested_area(amodal, visible) if visible is not None and count else None
+    areas = np.diagonal(shared)
+    counts = shared > min_overlap * np.minimum(areas[:, None], areas[None, :])
+    for i in range(count):
+        for j in range(i + 1, count):
+            if not shared[i, j] and not stated[i, j]:
+                continue
+            by_rank = _by_rank(objects[i], objects[j])
+            by_sight = 0 if contested is None else int(np.sign(contested[i, j] - contested[j, i]))
+            if stated[i, j]:
+                chosen = 0 if order[i, j] and order[j, i] else (1 if order[i, j] else -1)
+            else:
+                chosen = by_rank or by_sight
+                if chosen:
+                    order[(i, j) if chosen > 0 else (j, i)] = True
+                elif counts[i, j]:
+                    words = f"nothing says which of {objects[i].id} and {objects[j].id} is in front"
+                    tell("warning", "order-unknown", words, "keep", objects[i].id)
+            against = [
+                word for word, sign in (("ranks", by_rank), ("visible masks", by_sight)) if chosen and sign == -chosen
+            ]
+            if against and counts[i, j]:
+                a, b = (objects[i], objects[j]) if chosen > 0 else (objects[j], objects[i])
+                words = (
+                    f"{a.id} is taken to be in front of {b.id}, but the {' and the '.join(against)} say the opposite"
+                )
+                tell("warning", "order-conflict", words, "keep", a.id)
+    return order
+
+
+def _by_rank(a: RawObject, b: RawObject) -> int:
+    """1 if a is nearer by rank, -1 if b is, 0 if the ranks do not say."""
+    if a.rank is None or b.rank is None or a.group != b.group:
+        return 0
+    return int(np.sign(b.rank - a.rank))

@@ -1,0 +1,106 @@
+"""Folders of one picture and a mask picture for each object, as single scenes of D2SA and many home-made sets are passed around.
+
+```
+SET/<id>/image.jpg     the picture: any file named image.*
+SET/<id>/gt_00.png     every other picture is the amodal mask of one object, named by its stem
+SET/<id>/order.json    optional: [[front, behind], ...] by stem; or order.txt, a line "front behind" each
+```
+
+Without an order file nothing is known of the order: `order_matrix` is None, and asking the scene for its layers is an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sas.data.formats.assemble import AnnotatedScenes
+from sas.data.formats.raw import Defect, RawObject, RawScene
+from sas.io import IMAGE_SUFFIXES, InputError, read_json
+from sas.order import DEFAULT_MIN_OVERLAP
+
+
+class MaskFolders(AnnotatedScenes):
+    """Scenes of the folders directly in `path`, or of `path` itself if it is one such folder.
+
+    Masks are cut at 127; values between 0 and 255, as JPEG makes them, are told as a defect.
+    """
+
+    def __init__(self, path: str | Path, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> None:
+        path = Path(path)
+        if not path.is_dir():
+            found = "a file" if path.exists() else "nothing"
+            raise InputError(f"masks {path} must be a folder, found {found}; name the folder of the scenes")
+        self.folders = [path] if _pictures(path)[0] else sorted(one for one in path.iterdir() if _is_scene(one))
+        if not self.folders:
+            raise InputError(
+                f"masks {path} must hold a picture image.* and its masks, or folders of them, got neither; name another folder, "
+                "or call the pictures image.jpg or image.png"
+            )
+        self.min_overlap = min_overlap
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
+        folder = self.folders[index]
+        id = folder.resolve().name
+        images, masks = _pictures(folder)
+        defects: list[Defect] = []
+
+        def refuse(code: str, words: str) -> tuple[RawScene, list[Defect]]:
+            return RawScene(id, images[0], ()), [Defect("error", code, words, "refuse", image=id)]
+
+        if len(images) > 1:
+            return refuse("image-twice", f"the folder holds {' and '.join(image.name for image in images)}")
+        stems = [mask.stem for mask in masks]
+        if len(set(stems)) < len(stems):
+            twice = next(stem for stem in stems if stems.count(stem) > 1)
+            return refuse("mask-twice", f"more than one mask is called {twice}")
+        try:
+            pairs = _order(folder)
+        except InputError as error:
+            return refuse("order-file", str(error))
+        for one in dict.fromkeys(stem for pair in pairs or () for stem in pair if stem not in stems):
+            words = f"the order names {one}, which has no mask; its pairs are left out"
+            defects.append(Defect("warning", "order-object", words, "keep", image=id, object=one))
+        objects = tuple(RawObject(id=mask.stem, name=mask.stem, amodal=mask) for mask in masks)
+        return RawScene(id, images[0], objects, pairs=tuple(pairs or ()), ordered=pairs is not None), defects
+
+
+def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files named image.*, and all other pictures, sorted by name."""
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
+    return [file for file in files if file.stem == "image"], [file for file in files if file.stem != "image"]
+
+
+def _is_scene(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".") and bool(_pictures(path)[0])
+
+
+def _order(folder: Path) -> list[tuple[str, str]] | None:
+    """Pairs (front, behind) of the order file, None without one. InputError if it cannot be understood, or if there are two."""
+    found = [file for name in ("order.json", "order.txt") if (file := folder / name).is_file()]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise InputError("there are both order.json and order.txt; remove one")
+    file = found[0]
+    listed: Any
+    if file.suffix == ".json":
+        listed = read_json(file)
+    else:
+        try:
+            listed = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file.name} cannot be read as UTF-8 text ({error}); save it again") from error
+    if not isinstance(listed, list):
+        raise InputError(f"{file.name} must be a list of pairs [front, behind], got {type(listed).__name__}")
+    for pair in listed:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(stem, str) for stem in pair)):
+            raise InputError(f"{file.name} must hold pairs [front, behind] of mask names, got {str(pair)[:60]}")
+    return [(front, behind) for front, behind in listed]

@@ -1,0 +1,71 @@
+"""One name for each format that scenes can be read from, and the one function that opens them all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sas.data.folders import ProjectFolder, SASFolders, open_scenes
+from sas.data.formats.coco import PRESETS, CocoScenes
+from sas.data.formats.cocoa import CocoaScenes
+from sas.data.formats.mask_folder import MaskFolders
+from sas.data.formats.polygons import CvatScenes, LabelmeScenes
+from sas.data.modal import PartialCompletion
+from sas.data.shards import Shards
+from sas.io import InputError
+from sas.scene import Scene
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format by its name: what it is in words, how it is opened, and which options mean something to it."""
+
+    words: str
+    open: Callable[..., Sequence[Scene]]
+    options: tuple[str, ...] = ()
+
+
+FORMATS: dict[str, Format] = {
+    "auto": Format("a folder in the project format, packed shards, or SAS folders: whichever it is", open_scenes),
+    "project": Format("the project format, as `sas compose` and `sas data convert` write it", ProjectFolder),
+    "shards": Format("packed shards, as `sas data pack` writes them", Shards),
+    "sas": Format("folders <id>_<layer> of the SAS authors' code", SASFolders),
+    "cocoa": Format(
+        "COCOA: COCO_amodal_*2014.json, or a folder of N.jpg + N.json",
+        CocoaScenes,
+        ("images", "annotators", "regions", "min_overlap"),
+    ),
+    **{
+        name: Format(preset.words, partial(CocoScenes, preset=name), ("images", "fields", "min_overlap"))
+        for name, preset in PRESETS.items()
+    },
+    "labelme": Format("a folder of labelme JSON files", LabelmeScenes, ("images", "min_overlap")),
+    "cvat": Format("CVAT for images 1.1, an XML file", CvatScenes, ("images", "min_overlap")),
+    "masks": Format("folders of one picture and a mask a object; no order", MaskFolders, ("min_overlap",)),
+    "modal": Format(
+        "COCO-style masks of visible parts only, for partial completion", PartialCompletion, ("images", "seed")
+    ),
+}
+
+
+def open_format(path: str | Path, *, format: str = "auto", **options: Any) -> Sequence[Scene]:
+    """Scenes of a file or folder in a named format, read when they are asked for.
+
+    options, each left out or None if it is not wanted: images (folder of the pictures an annotation file names), fields (mapping of
+    our words to the file's field names), annotators ("all", "one" or a name), regions ("all", "things" or "stuff"), min_overlap, seed.
+    InputError for an unknown format, an option that the format does not have, and data that cannot be read.
+    """
+    if format not in FORMATS:
+        close = difflib.get_close_matches(format, FORMATS, n=1)
+        cure = f"did you mean {close[0]}?" if close else f"formats are {', '.join(FORMATS)}"
+        raise InputError(f"format must be one that is known, got {format!r}; {cure}")
+    given = {name: value for name, value in options.items() if value is not None and value != {}}
+    chosen = FORMATS[format]
+    strange = [name for name in given if name not in chosen.options and name not in ("min_overlap", "seed")]
+    if strange:
+        raise InputError(f"{strange[0]} has no effect with format {format}, got {given[strange[0]]!r}; remove it")
+    return chosen.open(path, **{name: value for name, value in given.items() if name in chosen.options})

@@ -1,0 +1,817 @@
+"""Readers of the COCO family and their index: every preset on generated files, every defect by its words, nothing read before it is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import box
+from PIL import Image
+from tiny import ROOT
+
+from sas.data.formats.coco import PRESETS, CocoScenes, checked_fields
+from sas.data.formats.cocoa import CocoaScenes
+from sas.data.formats.index import LISTED, AnnotationIndex
+from sas.data.formats.raw import Defect
+from sas.io import InputError, rle_encode
+from sas.scene import Scene
+
+HEIGHT, WIDTH = 20, 30
+FRONT = box(HEIGHT, WIDTH, 2, 2, 12, 14)
+BEHIND = box(HEIGHT, WIDTH, 4, 8, 16, 24)  # partly behind FRONT
+ALONE = box(HEIGHT, WIDTH, 17, 25, 20, 30)
+POLYGONS = {"front": [2, 2, 14, 2, 14, 12, 2, 12], "behind": [8, 4, 24, 4, 24, 16, 8, 16], "alone": [25, 17, 30, 17, 30, 20, 25, 20]}  # fmt: skip
+SEEN_POLYGON = [14, 4, 24, 4, 24, 16, 8, 16, 8, 12, 14, 12]  # of BEHIND
+
+
+def write_picture(path: Path, *, height: int = HEIGHT, width: int = WIDTH) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+
+
+def image_record(id: Any = 1, **more: Any) -> dict[str, Any]:
+    return {"id": id, "file_name": f"{id}.png", "height": HEIGHT, "width": WIDTH, **more}
+
+
+def annotation(id: int, image: Any = 1, **fields: Any) -> dict[str, Any]:
+    return {"id": id, "image_id": image, "category_id": 4, "iscrowd": 0, **fields}
+
+
+CATEGORIES = [{"id": 4, "name": "car"}]
+
+
+def write_file(folder: Path, images: Any, annotations: Any, categories: Any = CATEGORIES, **more: Any) -> Path:
+    """A COCO-style file with its pictures beside it."""
+    for image in images:
+        write_picture(folder / image["file_name"])
+    path = folder / "set.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories, **more}))
+    return path
+
+
+def codes(defects: list[Defect]) -> list[tuple[str, str, str, str, str]]:
+    return [(one.severity, one.code, one.action, one.image, one.object) for one in defects]
+
+
+# ---------------------------------------------------------------------- presets
+
+KINS_2020 = [
+    {"a_segm": [POLYGONS["behind"]], "i_segm": [SEEN_POLYGON], "oco_id": 1, "ico_id": 2},
+    {"a_segm": [POLYGONS["front"]], "i_segm": [POLYGONS["front"]], "oco_id": 1, "ico_id": 1},
+    {"a_segm": [POLYGONS["alone"]], "i_segm": [POLYGONS["alone"]], "oco_id": 0, "ico_id": 0},
+]
+KINS = [
+    {"segmentation": [POLYGONS["behind"]], "inmodal_seg": rle_encode(BEHIND & ~FRONT)},
+    {"segmentation": [POLYGONS["front"]], "inmodal_seg": rle_encode(FRONT)},
+    {"segmentation": [POLYGONS["alone"]], "inmodal_seg": rle_encode(ALONE)},
+]
+D2SA = [
+    {"segmentation": rle_encode(full), "visible_mask": rle_encode(seen)}
+    for full, seen in ((BEHIND, BEHIND & ~FRONT), (FRONT, FRONT), (ALONE, ALONE))
+]
+RECORDS = {"kins": KINS, "kins2020": KINS_2020, "coco": KINS}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_reads_its_fields(preset: str, tmp_path: Path) -> None:
+    records = [annotation(7 + k, **fields) for k, fields in enumerate(RECORDS.get(preset, D2SA))]
+    path = write_file(tmp_path, [image_record()], records)
+    scenes = CocoScenes(path, preset=preset, images=tmp_path)
+    assert len(scenes) == 1 and scenes.file_defects() == []
+    scene, defects = scenes.inspect(0)
+    assert scene is not None and defects == [] and scene.complete
+    assert scene.id == "1" and scene.names == ("car",) * 3
+    assert (scene.amodal_masks == np.stack([BEHIND, FRONT, ALONE])).all()
+    if preset == "coco":  # nothing but amodal masks is mapped
+        assert scene.order_matrix is None and scene.visible_masks is None
+    else:
+        assert scene.visible_masks is not None and scene.layer_index.tolist() == [1, 0, 0]
+        assert (scene.visible_masks == np.stack([BEHIND & ~FRONT, FRONT, ALONE])).all()
+
+
+def test_guesses_say_that_they_are_guesses() -> None:
+    assert {name for name, preset in PRESETS.items() if not preset.sure} == {
+        "intra-afruit",
+        "acom",
+        "interamix",
+        "muva",
+    }
+    assert all(("guessed" in preset.words) != preset.sure for preset in PRESETS.values())
+
+
+def test_the_order_of_ranks_alone_and_of_hidden_masks_alone(tmp_path: Path) -> None:
+    records = [annotation(k, depth=3 - k, full=fields["segmentation"], hidden=rle_encode(hidden)) for k, (fields, hidden) in enumerate(
+        zip(D2SA, (BEHIND & FRONT, FRONT & ~FRONT, ALONE & ~ALONE), strict=True)
+    )]  # fmt: skip
+    path = write_file(tmp_path, [image_record()], records)
+    by_rank = CocoScenes(path, fields={"amodal": "full", "rank": "depth"})[0]
+    by_hidden = CocoScenes(path, fields={"amodal": "full", "invisible": "hidden"})[0]
+    for scene in (by_rank, by_hidden):
+        assert scene.layer_index.tolist() == [1, 0, 0]
+    assert by_rank.visible_masks is None and by_hidden.visible_masks is not None
+
+
+def test_a_field_may_be_renamed_and_taken_away(tmp_path: Path) -> None:
+    records = [annotation(k, **{"full": one["segmentation"], "visible_mask": one["visible_mask"]}) for k, one in enumerate(D2SA)]  # fmt: skip
+    path = write_file(tmp_path, [image_record()], records)
+    assert CocoScenes(path, preset="muva", fields={"amodal": "full"})[0].layer_index.tolist() == [1, 0, 0]
+    without = CocoScenes(path, preset="muva", fields={"amodal": "full", "visible": ""})[0]
+    assert without.order_matrix is None
+
+
+def test_stuff_crowds_and_categories(tmp_path: Path) -> None:
+    everything = rle_encode(np.ones((HEIGHT, WIDTH), dtype=bool))
+    records = [
+        annotation(1, segmentation=everything, background=1, category_id=9),
+        annotation(2, segmentation=rle_encode(FRONT), iscrowd=1),
+        annotation(3, segmentation=rle_encode(ALONE), category_id=None),
+    ]
+    path = write_file(tmp_path, [image_record()], records)
+    scene, defects = CocoScenes(path, fields={"stuff": "background"}).inspect(0)
+    assert scene is not None and scene.names == ("9", "object") and not scene.complete
+    assert codes(defects) == [
+        ("warning", "category-unknown", "keep", "1", "1"),
+        ("warning", "covers-all", "keep", "1", "1"),
+        ("warning", "crowd", "drop", "1", "2"),
+    ]
+    assert defects[0].words == "the file lists no category 9; the object is named by the number"
+
+
+def test_kins_rank_zero_is_no_rank_and_ranks_hold_in_their_cluster_only(tmp_path: Path) -> None:
+    # By their numbers the second of each pair would be nearer.
+    for first, second in [((0, 1), (0, 0)), ((1, 2), (2, 1))]:
+        records = [
+            annotation(1, a_segm=[POLYGONS["front"]], i_segm=[POLYGONS["front"]], oco_id=first[0], ico_id=first[1]),
+            annotation(2, a_segm=[POLYGONS["behind"]], i_segm=[SEEN_POLYGON], oco_id=second[0], ico_id=second[1]),
+        ]
+        path = write_file(tmp_path, [image_record()], records)
+        scene, defects = CocoScenes(path, preset="kins2020").inspect(0)
+        assert scene is not None and scene.layer_index.tolist() == [0, 1] and defects == []
+
+
+def test_kins_ranks_against_visible_masks(tmp_path: Path) -> None:
+    records = [annotation(1, **{**KINS_2020[0], "ico_id": 1}), annotation(2, **{**KINS_2020[1], "ico_id": 2})]
+    path = write_file(tmp_path, [image_record()], records)
+    scene, defects = CocoScenes(path, preset="kins2020").inspect(0)
+    assert scene is not None and scene.layer_index.tolist() == [0, 1]  # the rank wins
+    assert [one.code for one in defects] == ["order-conflict"]
+    assert defects[0].words == "1 is taken to be in front of 2, but the visible masks say the opposite"
+
+
+def test_a_rank_that_is_no_number(tmp_path: Path) -> None:
+    path = write_file(tmp_path, [image_record()], [annotation(1, **{**KINS_2020[0], "ico_id": "near"})])
+    scene, defects = CocoScenes(path, preset="kins2020").inspect(0)
+    assert scene is not None and len(scene) == 1
+    assert codes(defects) == [("error", "field", "repair", "1", "1")]
+    assert defects[0].words == "ico_id (rank) must be a number, got 'near'; the rank is left out"
+
+
+# ---------------------------------------------------------------------- fields that are not there
+
+
+def test_a_wrong_guess_is_told_with_its_cure(tmp_path: Path) -> None:
+    records = [annotation(1, segmentations=rle_encode(FRONT), shown=rle_encode(FRONT))]
+    path = write_file(tmp_path, [image_record()], records)
+    scenes = CocoScenes(path, preset="muva")
+    has = "it has id, image_id, category_id, iscrowd, segmentations, shown"
+    amodal = f"no annotation has no field 'segmentation' (amodal); {has}; did you mean --fields amodal=segmentations?"
+    amodal = amodal.replace("has no field", "has a field")
+    visible = f"no annotation has a field 'visible_mask' (visible); {has}; name the right one: --fields visible=NAME"
+    assert scenes.file_defects() == [
+        Defect("error", "field", amodal, "refuse"),
+        Defect("error", "field", visible, "keep"),
+    ]
+    with pytest.raises(
+        InputError, match=r"image 1 cannot be used: field: .*did you mean --fields amodal=segmentations\?"
+    ):
+        scenes[0]
+    mended = CocoScenes(path, preset="muva", fields={"amodal": "segmentations", "visible": "shown"})
+    assert mended.file_defects() == [] and len(mended[0]) == 1
+
+
+def test_a_mask_that_one_annotation_lacks(tmp_path: Path) -> None:
+    records = [annotation(1, segmentation=rle_encode(FRONT)), annotation(2), annotation(3, segmentation=None)]
+    path = write_file(tmp_path, [image_record()], records)
+    scene, defects = CocoScenes(path).inspect(0)
+    assert scene is not None and len(scene) == 1 and not scene.complete
+    assert codes(defects) == [("error", "field", "drop", "1", "2"), ("error", "field", "drop", "1", "3")]
+    assert defects[0].words == (
+        "the annotation has no field 'segmentation' (amodal); it has id, image_id, category_id, iscrowd; "
+        "name the right one: --fields amodal=NAME"
+    )
+    assert defects[1].words == "segmentation (amodal) of the annotation is null"
+
+
+def test_an_image_without_a_file_name(tmp_path: Path) -> None:
+    path = write_file(tmp_path, [image_record()], [annotation(1, segmentation=rle_encode(FRONT))])
+    path.write_text(path.read_text().replace('"file_name"', '"filename"'))
+    scene, defects = CocoScenes(path).inspect(0)
+    assert scene is None and codes(defects) == [("error", "field", "refuse", "1", "")]
+    assert defects[0].words == (
+        "the image has no field 'file_name' (file_name); it has id, filename, height, width; did you mean --fields file_name=filename?"
+    )
+
+
+def test_a_picture_without_annotations(tmp_path: Path) -> None:
+    records = [annotation(1, segmentation=rle_encode(FRONT))]
+    path = write_file(tmp_path, [image_record(1), image_record(2)], records)
+    scene, defects = CocoScenes(path).inspect(1)
+    assert scene is not None and len(scene) == 0
+    assert codes(defects) == [("warning", "unannotated", "keep", "2", "")]
+    assert defects[0].words == "no annotation is of this picture; it is read as one without objects"
+
+
+def test_arguments_that_are_wrong(tmp_path: Path) -> None:
+    path = write_file(tmp_path, [image_record()], [annotation(1, segmentation=rle_encode(FRONT))])
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"fields": {"amodel": "x"}}, "got 'amodel'; did you mean 'amodal'?"),
+        ({"fields": {"zzz": "x"}}, "got 'zzz'; choose one of them"),
+        ({"fields": {"amodal": 3}}, "fields must map amodal to the name of a field, got 3; pass a text"),
+        (
+            {"fields": {"image_id": ""}},
+            "fields must name a field for image_id (id of the picture that it is of), got none",
+        ),
+        ({"preset": "kins2021"}, "got 'kins2021'; did you mean 'kins2020'?"),
+        (
+            {"images": tmp_path / "none"},
+            f"images must name the folder of the pictures, found nothing at {tmp_path}/none",
+        ),
+        ({"images": path}, f"images must name the folder of the pictures, found a file at {path}"),
+    ]
+    for arguments, words in cases:
+        with pytest.raises(InputError, match=re.escape(words)):
+            CocoScenes(path, **arguments)
+    assert checked_fields({"amodal": "a"}) == {"amodal": "a"}
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def test_pictures_are_found_by_their_whole_name_or_its_last_part(tmp_path: Path) -> None:
+    images = [image_record(1, file_name="train/1.png"), image_record("b/2", file_name="elsewhere\\2.png")]
+    records = [annotation(k, image["id"], segmentation=rle_encode(FRONT)) for k, image in enumerate(images)]
+    (tmp_path / "json").mkdir()
+    path = tmp_path / "json" / "set.json"
+    path.write_text(json.dumps({"images": images, "annotations": records, "categories": CATEGORIES}))
+    write_picture(tmp_path / "pictures" / "train" / "1.png")
+    write_picture(tmp_path / "pictures" / "2.png")
+    scenes = CocoScenes(path, images=tmp_path / "pictures")
+    assert [scene.id for scene in scenes] == ["1", "b_2"]
+    assert [scene.source for scene in scenes] == [f"{tmp_path}/pictures/train/1.png", f"{tmp_path}/pictures/2.png"]
+    with pytest.raises(
+        InputError, match=f"image 1 cannot be used: image-missing: there is no file {path.parent}/train/1.png"
+    ):
+        CocoScenes(path)[0]
+
+
+def test_only_the_picture_asked_for_is_opened(tmp_path: Path) -> None:
+    images = [image_record(k) for k in range(3)]
+    records = [annotation(k, k, segmentation=rle_encode(FRONT)) for k in range(3)]
+    records[2]["segmentation"] = "nonsense"
+    path = write_file(tmp_path, images, records)
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    scenes = CocoScenes(path)
+    assert len(scenes) == 3 and len(scenes[1]) == 1
+    assert [one.code for one in scenes.inspect(0)[1]] == ["image-missing"]
+    assert [one.code for one in scenes.inspect(2)[1]] == ["image-damaged"]
+
+
+def test_a_picture_of_another_size(tmp_path: Path) -> None:
+    records = [annotation(1, segmentation=rle_encode(FRONT))]
+    path = write_file(tmp_path, [image_record()], records)
+    write_picture(tmp_path / "1.png", height=10, width=15)
+    scene, defects = CocoScenes(path).inspect(0)
+    assert scene is None and [one.code for one in defects] == ["image-size"]
+    assert defects[0].words == "the file says 30x20 (width x height), 1.png has 15x10"
+
+
+# ---------------------------------------------------------------------- the index
+
+
+def many(folder: Path, pictures: int = 30, per: int = 4, *, pad: int = 0) -> Path:
+    """Annotations of all pictures by turns, before the list of images."""
+    records = [annotation(k, k % pictures, note="x" * pad) for k in range(pictures * per)]
+    path = folder / "many.json"
+    images = [{"id": k, "file_name": f"{k}.png"} for k in range(pictures)]
+    path.write_text(json.dumps({"info": {}, "annotations": records, "images": images, "categories": CATEGORIES}))
+    return path
+
+
+def cache(path: Path) -> Path:
+    return path.parent / f".{path.name}.sas-index"
+
+
+def token(path: Path) -> str:
+    return str(json.loads((cache(path) / "index.json").read_text())["token"])
+
+
+def test_the_index_groups_annotations_by_picture(tmp_path: Path) -> None:
+    index = AnnotationIndex(many(tmp_path, 30, 4, pad=1000))
+    assert len(index) == 30 and index.counts.tolist() == [4] * 30 and index.defects == []
+    assert index.fields == {name: 120 for name in ("id", "image_id", "category_id", "iscrowd", "note")}
+    for k in range(30):
+        image, annotations = index.read(k)
+        assert image == {"id": k, "file_name": f"{k}.png"}
+        assert [one["id"] for one in annotations] == [k, k + 30, k + 60, k + 90]
+
+
+def test_numbers_texts_and_nested_values_come_back_as_they_were(tmp_path: Path) -> None:
+    fields = {"a": [0.1, -3, 1e-7, 12345678901234], "b": {"c": [None, True, "ä\u2028\n"]}}
+    path = tmp_path / "set.json"
+    text = json.dumps(
+        {"images": [{"id": "ß"}], "annotations": [{"id": 1, "image_id": "ß", **fields}]}, ensure_ascii=False
+    )
+    path.write_text(text, encoding="utf-8-sig")  # with a byte order mark, as some programs write it
+    _, (record,) = AnnotationIndex(path).read(0)
+    assert {name: record[name] for name in fields} == fields
+
+
+def test_ids_agree_whatever_their_type(tmp_path: Path) -> None:
+    images = [image_record(1), image_record("2"), image_record(3)]
+    records = [annotation(1, "1"), annotation(2, 2), annotation(3, 3.0)]
+    index = AnnotationIndex(write_file(tmp_path, images, records))
+    assert index.counts.tolist() == [1, 1, 1] and index.defects == []
+
+
+def test_the_index_is_made_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
+    path = many(tmp_path)
+    AnnotationIndex(path)
+    first = token(path)
+    AnnotationIndex(path)
+    assert token(path) == first
+    AnnotationIndex(path, category="kind")  # other fields are looked at
+    second = token(path)
+    assert second != first
+
+    old = AnnotationIndex(path)
+    third = token(path)
+    os.utime(path, ns=(0, 12345))
+    AnnotationIndex(path)
+    assert token(path) != third
+    many(tmp_path, pictures=31)
+    new = AnnotationIndex(path)
+    assert (len(old), len(new)) == (30, 31)
+    assert old.read(29)[0]["id"] == 29  # who has the old one open goes on with it
+    assert [one.name for one in tmp_path.iterdir() if ".tmp-" in one.name or ".old-" in one.name] == []
+
+
+def test_an_index_of_another_version_or_a_damaged_one_is_made_again(tmp_path: Path) -> None:
+    path = many(tmp_path)
+
+    def change_version(folder: Path) -> None:
+        info = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps({**info, "index_version": 0}))
+
+    def cut(pattern: str) -> Callable[[Path], None]:
+        def change(folder: Path) -> None:
+            (file,) = folder.glob(pattern)
+            file.write_bytes(file.read_bytes()[:-10])
+
+        return change
+
+    def remove(folder: Path) -> None:
+        next(folder.glob("starts-*")).unlink()
+
+    for spoil in (change_version, cut("index.json"), cut("records-*"), cut("starts-*"), cut("counts-*"), remove):
+        AnnotationIndex(path)
+        before = token(path)
+        spoil(cache(path))
+        index = AnnotationIndex(path)
+        assert token(path) != before and len(index.read(29)[1]) == 4
+
+
+@pytest.fixture
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_where_the_folder_cannot_be_written_the_index_goes_elsewhere(
+    tmp_path: Path, own_temporary_folder: Path
+) -> None:
+    path = many(tmp_path)
+    cache(path).write_text("a file in its place")  # which stops even those who may write everywhere
+    index = AnnotationIndex(path)
+    assert len(index) == 30 and cache(path).read_text() == "a file in its place"
+    (kept,) = own_temporary_folder.glob("sas-index-*/many.json-*")
+    stamp = (kept / "index.json").stat().st_ino
+    assert len(AnnotationIndex(path)) == 30
+    assert (kept / "index.json").stat().st_ino == stamp
+    assert (kept.parent.stat().st_mode & 0o077) == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(tmp_path: Path, own_temporary_folder: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    path = many(folder)
+    folder.chmod(0o555)
+    try:
+        assert len(AnnotationIndex(path)) == 30 and not cache(path).exists()
+    finally:
+        folder.chmod(0o755)
+
+
+def test_without_any_place_for_the_index(tmp_path: Path, own_temporary_folder: Path) -> None:
+    path = many(tmp_path)
+    cache(path).write_text("")
+    shutil.rmtree(own_temporary_folder)
+    own_temporary_folder.write_text("")
+    with pytest.raises(
+        InputError, match=r"need a place for their index, and neither .* nor .* can be written; .*TMPDIR"
+    ):
+        AnnotationIndex(path)
+
+
+def test_processes_may_build_it_at_the_same_time(tmp_path: Path) -> None:
+    path = many(tmp_path, pictures=200, per=20, pad=300)
+    program = (
+        "import sys, time\n"
+        "from sas.data.formats.index import AnnotationIndex\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "index = AnnotationIndex(sys.argv[1])\n"
+        "print(len(index), sum(len(index.read(k)[1]) for k in range(len(index))))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    running = [subprocess.Popen([sys.executable, "-c", program, str(path)], **pipes) for _ in range(2)]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=120)[0] for process in running]
+    assert answers == ["200 4000\n"] * 2 and [process.returncode for process in running] == [0, 0]
+    before = token(path)
+    assert len(AnnotationIndex(path)) == 200 and token(path) == before
+
+
+def test_threads_and_copies_read_the_same(tmp_path: Path) -> None:
+    index = AnnotationIndex(many(tmp_path, pictures=60))
+    again = pickle.loads(pickle.dumps(index))
+    rows = np.random.default_rng(0).integers(0, 60, 600).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        for row, (image, annotations) in zip(rows, pool.map(index.read, rows), strict=True):
+            assert image["id"] == row and {one["image_id"] for one in annotations} == {row}
+            assert again.read(row) == (image, annotations)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = many(tmp_path, pictures=400, per=10, pad=2000)
+    size = path.stat().st_size
+    AnnotationIndex(many(tmp_path / "small", 1, 1)) if (tmp_path / "small").mkdir() else None  # imports what is lazy
+    peaks = {}
+    for name, read in {"json": lambda: json.loads(path.read_bytes()), "first": lambda: AnnotationIndex(path), "cached": lambda: AnnotationIndex(path)}.items():  # fmt: skip
+        tracemalloc.start()
+        held = read()
+        peaks[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        del held
+    assert size > 8_000_000 and peaks["json"] > size
+    assert peaks["first"] < size / 4 and peaks["cached"] < size / 50
+
+
+# ---------------------------------------------------------------------- defects of a file
+
+
+def test_defects_of_the_file_as_a_whole(tmp_path: Path) -> None:
+    images = [image_record(1), image_record(2), image_record(1, file_name="other.png"), {"file_name": "x.png"}, 5]
+    same = annotation(20, 2, segmentation=rle_encode(FRONT))
+    records = [
+        annotation(10, 1, segmentation=rle_encode(FRONT)),
+        annotation(10, 1, segmentation=rle_encode(ALONE)),
+        same,
+        same,
+        annotation(30, 99),
+        {"id": 40, "category_id": 4},
+        "text",
+    ]
+    path = tmp_path / "set.json"
+    categories = [*CATEGORIES, {"id": 3, "name": "rider"}]
+    path.write_text(json.dumps({"images": images, "annotations": records, "categories": categories}))
+    for file in ("1.png", "2.png"):
+        write_picture(tmp_path / file)
+    expected = [
+        ("error", "field", "drop", "", "", "images[3] has no id; it has file_name"),
+        ("error", "field", "drop", "", "", "images[4] must be an object, got int"),
+        ("error", "field", "drop", "", "40", "annotations[5] has no image_id, so no picture; it has id, category_id"),
+        ("error", "field", "drop", "", "", "annotations[6] must be an object, got str"),
+        ("error", "image-twice", "drop", "1", "", "more than one image record has this id; the first counts, and has the annotations of all"),
+        ("error", "image-unknown", "drop", "99", "30", "an annotation is of an image that the file does not list"),
+        ("error", "object-twice", "keep", "1", "10", "another annotation has this id"),
+        ("error", "object-twice", "drop", "2", "20", "this annotation stands in the file twice"),
+        ("warning", "category-unused", "keep", "", "", "no annotation is of category 3 (rider)"),
+    ]  # fmt: skip
+    for _ in range(2):  # made, and found on disk
+        scenes = CocoScenes(path)
+        assert [(*found, one.words) for found, one in zip(codes(scenes.file_defects()), scenes.file_defects(), strict=True)] == expected  # fmt: skip
+    assert len(scenes) == 2 and [len(scene) for scene in scenes] == [2, 1]
+    assert [one.id for one in scenes.raw(0)[0].objects] == ["10", "10 (2)"]
+
+
+def test_many_defects_of_a_kind_are_counted(tmp_path: Path) -> None:
+    records = [annotation(k, 99) for k in range(LISTED + 7)] + [annotation(999, 1)]
+    index = AnnotationIndex(write_file(tmp_path, [image_record()], records))
+    assert len(index.defects) == LISTED + 1
+    assert (index.defects[-1].words, index.defects[-1].code) == ("and 7 more like this", "image-unknown")
+
+
+def damage(text: str) -> dict[str, tuple[str, str]]:
+    """Damaged texts, and where the fault is."""
+    lines = text.replace('"annotations"', '\n"annotations"')
+    at = lines.index('"annotations"') + 30
+    return {
+        "cut": (text[: len(text) // 2], f"after its last byte, {len(text) // 2}: it was cut off"),
+        "letters": (lines[:at] + "§" + lines[at:], f"at byte {at}, line 2"),
+        "nan": (text[:-1] + ', "x": NaN}', f"at byte {len(text) + 7}, line 1"),
+        "behind": (text + "]", f"at byte {len(text)}, line 1"),
+        "empty": ("", "after its last byte, 0: it was cut off"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["cut", "nan", "behind", "empty"])
+def test_damaged_json_is_refused_with_its_place(kind: str, tmp_path: Path) -> None:
+    path = many(tmp_path, pictures=100, per=8, pad=200)  # several chunks
+    text, where = damage(path.read_text())[kind]
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        AnnotationIndex(path)
+    assert str(caught.value).startswith(f"annotations {path} are not valid JSON {where} (")
+    assert str(caught.value).endswith("; get the file again, or mend it there")
+    assert list(tmp_path.iterdir()) == [path]  # nothing half-made is left
+
+
+def test_the_line_of_a_fault_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+    path.write_text('{\n"images": [],\n"annotations": [{"id": 1, }]}')
+    with pytest.raises(InputError, match="are not valid JSON at byte 43, line 3 "):
+        AnnotationIndex(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([{"image_id": 1}], "must be an object with the lists images and annotations, got a list or a single value"),
+        ({"images": [{"id": 1}]}, "but annotations is missing; it holds images: name the file of the data set that holds both"),
+        ({"images": [], "annotations": []}, "but images is an empty list and annotations is an empty list; it holds images, annotations"),
+        ({"images": {"1": {}}, "annotations": [{}]}, "but images is an object; it holds images, annotations"),
+        ({"image_id": 1, "regions": [], "size": 0}, "this is a single annotation of COCOA: name its folder with --format cocoa"),
+        ({"shapes": [], "imagePath": "x"}, "this is a file of labelme: name its folder with --format labelme"),
+        ({"format_version": 1, "sha256": ""}, "this is a data set in the project format: name its folder with --format project"),
+        ({"images": [{"file_name": "x"}], "annotations": [{}]}, "must list an image with an id, got none; give each its id"),
+        ({}, "but images is missing and annotations is missing; it holds nothing"),
+    ],
+)  # fmt: skip
+def test_files_that_are_something_else(content: Any, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=re.escape(words)):
+        AnnotationIndex(path)
+
+
+def test_paths_that_are_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none.json cannot be read \(No such file or directory\); check the path"):
+        CocoScenes(tmp_path / "none.json")
+    with pytest.raises(InputError, match="must be a JSON file, found a folder; name the file in it"):
+        CocoScenes(tmp_path)
+
+
+# ---------------------------------------------------------------------- COCOA
+
+REGIONS = [
+    {"segmentation": POLYGONS["front"], "name": "cup ", "isStuff": 0, "occlude_rate": 0, "order": 1},
+    {
+        "segmentation": POLYGONS["behind"], "name": "plate", "isStuff": 0, "order": 2,
+        "visible_mask": rle_encode(BEHIND & ~FRONT), "invisible_mask": rle_encode(BEHIND & FRONT),
+    },
+    {"segmentation": POLYGONS["alone"], "name": "sky", "isStuff": "1", "order": 3},
+]  # fmt: skip
+
+
+def drawing(id: int = 5, image: Any = 1, *, author: str = "ann", regions: Any = REGIONS, **more: Any) -> dict[str, Any]:
+    return {"id": id, "image_id": image, "author": author, "url": f"https://x/{image}.png", "regions": regions, **more}
+
+
+def cocoa_file(folder: Path, *drawings: dict[str, Any], images: int = 1) -> Path:
+    path = write_file(folder, [image_record(k + 1) for k in range(images)], list(drawings))
+    content = json.loads(path.read_text())
+    del content["categories"]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def check_cocoa(scene: Scene) -> None:
+    assert scene.names == ("cup", "plate", "sky") and scene.complete
+    assert (scene.amodal_masks == np.stack([FRONT, BEHIND, ALONE])).all()
+    assert scene.visible_masks is not None
+    assert (scene.visible_masks == np.stack([FRONT, BEHIND & ~FRONT, ALONE])).all()  # without a mask: seen as a whole
+    assert scene.layer_index.tolist() == [0, 1, 0]
+
+
+def test_cocoa_file_and_folder_read_alike(tmp_path: Path) -> None:
+    path = cocoa_file(tmp_path / "file", drawing(depth_constraint="1-2"))
+    folder = tmp_path / "folder"
+    for name in ("2", "10"):
+        write_picture(folder / f"{name}.jpg")
+        (folder / f"{name}.json").write_text(json.dumps(drawing(depth_constraint=" 1-2, ")))
+    from_file, from_folder = CocoaScenes(path), CocoaScenes(folder)
+    assert [scene.id for scene in from_file] == ["1"] and [scene.id for scene in from_folder] == ["2", "10"]
+    assert from_file.file_defects() == [] and from_folder.file_defects() == []
+    for scenes in (from_file, from_folder):
+        scene, defects = scenes.inspect(0)
+        assert scene is not None and defects == []
+        check_cocoa(scene)
+    assert CocoaScenes(folder, images=folder)[1].id == "10"
+
+
+def test_cocoa_annotators(tmp_path: Path) -> None:
+    drawings = [
+        drawing(5, 1),
+        drawing(6, 2, author="bob"),
+        drawing(7, 1, author="bob", regions=REGIONS[:1]),
+        drawing(8, 2, author="cy"),
+    ]
+    path = cocoa_file(tmp_path, *drawings, images=3)
+
+    def read(annotators: str) -> list[tuple[str, int]]:
+        return [(scene.id, len(scene)) for scene in CocoaScenes(path, annotators=annotators)]
+
+    assert read("all") == [("1-5", 3), ("1-7", 1), ("2-6", 3), ("2-8", 3)]
+    assert read("one") == [("1", 3), ("2", 3)]
+    assert read("bob") == [("1", 1), ("2", 3)]
+    assert read("cy") == [("2", 3)]
+    with pytest.raises(InputError, match=r"got 'dee'; authors are ann, bob, cy"):
+        read("dee")
+    with pytest.raises(InputError, match="annotators must be 'all', 'one' or an author's name, got ''"):
+        read("")
+    (defect,) = CocoaScenes(path).file_defects()
+    assert (defect.code, defect.words) == (
+        "unannotated",
+        "1 images have no annotation, the first of them 3; no scene is made of them",
+    )
+
+
+def test_cocoa_annotators_of_a_folder(tmp_path: Path) -> None:
+    for name, author, image in [("a", "ann", 1), ("b", "bob", 1), ("c", "bob", 2)]:
+        write_picture(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text(json.dumps(drawing(author=author, image=image)))
+    for annotators, ids in {"all": ["a", "b", "c"], "one": ["a", "c"], "bob": ["b", "c"]}.items():
+        assert [scene.id for scene in CocoaScenes(tmp_path, annotators=annotators)] == ids
+    with pytest.raises(InputError, match="got 'cy'; authors are ann, bob"):
+        CocoaScenes(tmp_path, annotators="cy")
+
+
+def test_cocoa_things_and_stuff(tmp_path: Path) -> None:
+    path = cocoa_file(tmp_path, drawing(depth_constraint="1-2,1-3"))
+    things, defects = CocoaScenes(path, regions="things").inspect(0)
+    assert things is not None and things.names == ("cup", "plate") and things.complete and defects == []
+    stuff, defects = CocoaScenes(path, regions="stuff").inspect(0)
+    assert stuff is not None and stuff.names == ("sky",) and not stuff.complete and defects == []
+    with pytest.raises(InputError, match="regions must be one of all, things, stuff, got 'thing'"):
+        CocoaScenes(path, regions="thing")  # type: ignore[arg-type]
+
+
+def test_cocoa_stated_pairs_are_stronger_than_ranks_and_masks(tmp_path: Path) -> None:
+    path = cocoa_file(tmp_path, drawing(depth_constraint="2-1"))
+    scene, defects = CocoaScenes(path).inspect(0)
+    assert scene is not None and scene.layer_index.tolist() == [1, 0, 0]
+    assert [one.words for one in defects] == [
+        "2 is taken to be in front of 1, but the ranks and the visible masks say the opposite"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "code", "object", "words"),
+    [
+        ("1-2,1-9", "order-object", "9", "depth_constraint says 1-9, but no region has the order 9; the pair is left out"),
+        ("1-2,3>4", "field", "", "depth_constraint must hold pairs front-behind of two regions, such as 1-2, got '3>4'"),
+        ("1-2,2-2", "field", "", "depth_constraint must hold pairs front-behind of two regions, such as 1-2, got '2-2'"),
+        ("1-2,1-2-3", "field", "", "depth_constraint must hold pairs front-behind of two regions, such as 1-2, got '1-2-3'"),
+        ([[1, 2]], "field", "", "depth_constraint must be a text such as '1-2,1-5', got list; it is left out"),
+    ],
+)  # fmt: skip
+def test_cocoa_constraints_that_say_nothing(
+    constraint: Any, code: str, object: str, words: str, tmp_path: Path
+) -> None:
+    path = cocoa_file(tmp_path, drawing(depth_constraint=constraint))
+    scene, defects = CocoaScenes(path).inspect(0)
+    assert scene is not None
+    check_cocoa(scene)
+    assert [(one.code, one.object, one.words) for one in defects] == [(code, object, words)]
+
+
+@pytest.mark.parametrize(
+    ("region", "severity", "code", "object", "words"),
+    [
+        ("text", "error", "field", "region 4", "regions[3] must be an object, got str"),
+        ({"order": 4, "name": "x"}, "error", "field", "4", "the region has no segmentation; it has order, name"),
+        ({"order": 4, "segmentation": [1, 2, 3, 4]}, "error", "polygon-points", "4", "a polygon has 2 points and needs 3"),
+    ],
+)  # fmt: skip
+def test_cocoa_regions_that_are_dropped(
+    region: Any, severity: str, code: str, object: str, words: str, tmp_path: Path
+) -> None:
+    path = cocoa_file(tmp_path, drawing(regions=[*REGIONS, region]))
+    scene, defects = CocoaScenes(path).inspect(0)
+    assert scene is not None and len(scene) == 3 and not scene.complete
+    assert codes(defects) == [(severity, code, "drop", "1", object)] and defects[0].words == words
+
+
+def test_cocoa_orders_that_are_missing_or_come_twice(tmp_path: Path) -> None:
+    far = {"segmentation": [0, 17, 3, 17, 3, 20, 0, 20], "name": "x"}
+    path = cocoa_file(tmp_path, drawing(regions=[*REGIONS, {**far, "order": 2}, far]))
+    scene, defects = CocoaScenes(path).inspect(0)
+    assert scene is not None and len(scene) == 5 and scene.complete
+    assert [(one.code, one.object, one.words) for one in defects] == [
+        ("object-twice", "2 (2)", "another region of the picture has the order 2; depth_constraint means the first"),
+        ("field", "region 5", "order must be a number from 1, got None; the region is read without a rank"),
+    ]
+
+
+def test_cocoa_annotations_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"must hold files N.json .* got none; name that folder, or the file COCO_amodal"
+    ):
+        CocoaScenes(tmp_path)
+    write_picture(tmp_path / "1.jpg")
+    (tmp_path / "1.json").write_text("{")
+    (tmp_path / "2.json").write_text('{"shapes": []}')
+    (tmp_path / "3.json").write_text("[]")
+    (tmp_path / "4.json").write_text(json.dumps(drawing()))
+    scenes = CocoaScenes(tmp_path)
+    expected = [
+        ("json", f"{tmp_path}/1.json is not valid JSON at line 1 column 2"),
+        ("field", "the annotation must have a list of regions, as COCOA has it; it has shapes"),
+        ("field", "the annotation must have a list of regions, as COCOA has it; it has list"),
+        ("image-missing", f"there is no file {tmp_path}/4.jpg"),
+    ]
+    for number, (code, words) in enumerate(expected):
+        scene, (defect,) = scenes.inspect(number)
+        assert scene is None and (defect.code, defect.action) == (code, "refuse") and words in defect.words
+    with pytest.raises(InputError, match="this is a single annotation of COCOA: name its folder with --format cocoa"):
+        CocoaScenes(tmp_path / "4.json")
+
+
+# ---------------------------------------------------------------------- what our own writers write
+
+
+def test_written_files_read_back(tmp_path: Path, tiny_scene: Scene) -> None:
+    from sas.data.formats.writers import write_cocoa, write_kins2020
+
+    write_cocoa(tmp_path / "cocoa", [tiny_scene])
+    write_kins2020(tmp_path / "kins", [tiny_scene])
+    for scenes in (
+        CocoaScenes(tmp_path / "cocoa" / "COCO_amodal_train2014.json", images=tmp_path / "cocoa" / "images"),
+        CocoScenes(
+            tmp_path / "kins" / "update_train_2020.json", preset="kins2020", images=tmp_path / "kins" / "images"
+        ),
+    ):
+        scene, defects = scenes.inspect(0)
+        assert scene is not None and defects == [] and scenes.file_defects() == []
+        assert scene.names == tiny_scene.names and (scene.image == tiny_scene.image).all()
+        assert (scene.amodal_masks == tiny_scene.amodal_masks).all() and (scene.visible == tiny_scene.visible).all()
+        assert (scene.order_matrix == tiny_scene.order_matrix).all()
+
+
+# ---------------------------------------------------------------------- real samples
+
+
+def test_real_cocoa_samples(samples: Path) -> None:
+    folder = samples / "amodal" / "cocoa"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    scenes = CocoaScenes(folder)
+    layers = [np.bincount(scene.layer_index).tolist() for scene in scenes]
+    assert layers == [[1, 1], [6, 2, 1, 1, 1], [12, 2, 4, 1]]
+    for number in range(len(scenes)):
+        raw, _ = scenes.raw(number)
+        scene, defects = scenes.inspect(number)
+        assert scene is not None and defects == [] and scene.complete
+        for mask, one in zip(scene.amodal_masks, raw.objects, strict=True):
+            if one.visible is not None:  # the flat polygon is what its two parts say, to the pixel
+                parts = [scenes_mask(part, mask.shape) for part in (one.visible, one.invisible)]
+                assert (mask == (parts[0] | parts[1])).all() and not (parts[0] & parts[1]).any()
+
+
+def scenes_mask(rle: dict[str, Any], size: tuple[int, ...]) -> np.ndarray:
+    from sas.io import rle_decode
+
+    mask = rle_decode(rle)
+    assert mask.shape == size
+    return mask
