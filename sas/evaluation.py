@@ -24,7 +24,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from sas import __version__, metrics
-from sas.config import ConfigError, DataSettings, config_from_dict
+from sas.config import Config, ConfigError, DataSettings, config_from_dict
 from sas.data.composer import Composer
 from sas.data.folders import ProjectFolder, open_scenes
 from sas.factory import build_composer, open_data
@@ -138,13 +138,14 @@ def load_dataset(path: str | Path) -> Sequence[Scene]:
     """Scenes of a folder, or composed ones from a data YAML.
 
     The YAML holds a `data:` section as a configuration does, and optionally `count:` (200) and `seed:` (2000000, which
-    training and validation never use). InputError names the file, the fault and the cure.
+    training and validation never use). It may be a training configuration, whose other sections have no say here; the scenes of
+    `data.validation` are taken if it names some. InputError names the file, the fault and the cure.
     """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
         return open_scenes(path)
     values = _read_yaml(path)
-    unknown = [str(key) for key in values if key not in ("data", "count", "seed")]
+    unknown = [str(key) for key in values if key not in ("data", "count", "seed", *Config.model_fields)]
     if unknown:
         raise InputError(
             f"data set {path} may hold data, count and seed, got {', '.join(unknown)}; remove what is not known"

@@ -290,6 +290,20 @@ def test_each_planted_defect_gives_its_line_and_is_gone_from_the_copy(name: str,
     assert lines_of(copy)[0] == 0 and len(lines_of(copy)[1]) == 1
 
 
+def test_the_end_of_a_jpeg_is_looked_for_behind_its_head(tmp_path: Path) -> None:
+    """A thumbnail or comment in the head may hold the end mark, and markers may be filled up; a picture may have a tail behind its end."""
+    comment = b"\xff\xfe\x00\x04\xff\xd9"
+    for filler in (b"", b"\xff\xff\xff"):
+        record = good(tmp_path)
+        path = save_picture(tmp_path / "p1.jpg", quality=90)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:2] + filler + comment + whole[2:] + b"a tail")
+        assert check(Listed(replace(record, image=path))).defects == []
+        cut = picture_cut_off(record).image.read_bytes()
+        path.write_bytes(cut[:2] + filler + comment + cut[2:])
+        assert [one.code for one in check(Listed(replace(record, image=path))).defects] == ["image-cut"]
+
+
 def test_a_clean_set_says_nothing_but_its_counts(tmp_path: Path) -> None:
     scenes = Listed(good(tmp_path), replace(good(tmp_path, "p2"), objects=(), pairs=()))
     assert lines_of(scenes) == (0, ["pictures=2 objects=2 errors=0 warnings=0"])

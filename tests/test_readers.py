@@ -125,7 +125,7 @@ def test_the_order_of_ranks_alone_and_of_hidden_masks_alone(tmp_path: Path) -> N
 
 
 def test_a_field_may_be_renamed_and_taken_away(tmp_path: Path) -> None:
-    records = [annotation(k, **{"full": one["segmentation"], "visible_mask": one["visible_mask"]}) for k, one in enumerate(D2SA)]  # fmt: skip
+    records = [annotation(k, full=one["segmentation"], visible_mask=one["visible_mask"]) for k, one in enumerate(D2SA)]  # fmt: skip
     path = write_file(tmp_path, [image_record()], records)
     assert CocoScenes(path, preset="muva", fields={"amodal": "full"})[0].layer_index.tolist() == [1, 0, 0]
     without = CocoScenes(path, preset="muva", fields={"amodal": "full", "visible": ""})[0]
@@ -187,8 +187,7 @@ def test_a_wrong_guess_is_told_with_its_cure(tmp_path: Path) -> None:
     path = write_file(tmp_path, [image_record()], records)
     scenes = CocoScenes(path, preset="muva")
     has = "it has id, image_id, category_id, iscrowd, segmentations, shown"
-    amodal = f"no annotation has no field 'segmentation' (amodal); {has}; did you mean --fields amodal=segmentations?"
-    amodal = amodal.replace("has no field", "has a field")
+    amodal = f"no annotation has a field 'segmentation' (amodal); {has}; did you mean --fields amodal=segmentations?"
     visible = f"no annotation has a field 'visible_mask' (visible); {has}; name the right one: --fields visible=NAME"
     assert scenes.file_defects() == [
         Defect("error", "field", amodal, "refuse"),
@@ -212,7 +211,7 @@ def test_a_mask_that_one_annotation_lacks(tmp_path: Path) -> None:
         "the annotation has no field 'segmentation' (amodal); it has id, image_id, category_id, iscrowd; "
         "name the right one: --fields amodal=NAME"
     )
-    assert defects[1].words == "segmentation (amodal) of the annotation is null"
+    assert defects[1].words == "segmentation (amodal) must not be empty, got None"
 
 
 def test_an_image_without_a_file_name(tmp_path: Path) -> None:
@@ -322,7 +321,7 @@ def token(path: Path) -> str:
 def test_the_index_groups_annotations_by_picture(tmp_path: Path) -> None:
     index = AnnotationIndex(many(tmp_path, 30, 4, pad=1000))
     assert len(index) == 30 and index.counts.tolist() == [4] * 30 and index.defects == []
-    assert index.fields == {name: 120 for name in ("id", "image_id", "category_id", "iscrowd", "note")}
+    assert index.fields == dict.fromkeys(("id", "image_id", "category_id", "iscrowd", "note"), 120)
     for k in range(30):
         image, annotations = index.read(k)
         assert image == {"id": k, "file_name": f"{k}.png"}
@@ -439,6 +438,19 @@ def test_without_any_place_for_the_index(tmp_path: Path, own_temporary_folder: P
         AnnotationIndex(path)
 
 
+def test_threads_may_build_it_at_the_same_time(tmp_path: Path) -> None:
+    path = many(tmp_path, pictures=50, per=4)
+    for change in range(3):
+        os.utime(path, ns=(0, change))  # there is an old one to replace from the second time on
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: AnnotationIndex(path), range(4)))
+        for index in found:
+            assert len(index) == 50 and sum(len(index.read(k)[1]) for k in range(50)) == 200
+        before = token(path)
+        assert len(AnnotationIndex(path)) == 50 and token(path) == before
+
+
+@pytest.mark.slow
 def test_processes_may_build_it_at_the_same_time(tmp_path: Path) -> None:
     path = many(tmp_path, pictures=200, per=20, pad=300)
     program = (
@@ -473,17 +485,23 @@ def test_threads_and_copies_read_the_same(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    path = many(tmp_path, pictures=400, per=10, pad=2000)
+    path = many(tmp_path, pictures=150, per=10, pad=3000)
     size = path.stat().st_size
-    AnnotationIndex(many(tmp_path / "small", 1, 1)) if (tmp_path / "small").mkdir() else None  # imports what is lazy
+    (tmp_path / "small").mkdir()
+    AnnotationIndex(many(tmp_path / "small", 1, 1))  # imports what is lazy
+    ways: dict[str, Callable[[], Any]] = {
+        "json": lambda: json.loads(path.read_bytes()),
+        "first": lambda: AnnotationIndex(path),
+        "cached": lambda: AnnotationIndex(path),
+    }
     peaks = {}
-    for name, read in {"json": lambda: json.loads(path.read_bytes()), "first": lambda: AnnotationIndex(path), "cached": lambda: AnnotationIndex(path)}.items():  # fmt: skip
+    for name, read in ways.items():
         tracemalloc.start()
         held = read()
         peaks[name] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         del held
-    assert size > 8_000_000 and peaks["json"] > size
+    assert size > 4_000_000 and peaks["json"] > size
     assert peaks["first"] < size / 4 and peaks["cached"] < size / 50
 
 
@@ -534,18 +552,17 @@ def test_many_defects_of_a_kind_are_counted(tmp_path: Path) -> None:
 
 def damage(text: str) -> dict[str, tuple[str, str]]:
     """Damaged texts, and where the fault is."""
-    lines = text.replace('"annotations"', '\n"annotations"')
-    at = lines.index('"annotations"') + 30
+    middle = text.index('"image_id"', len(text) // 2)
     return {
-        "cut": (text[: len(text) // 2], f"after its last byte, {len(text) // 2}: it was cut off"),
-        "letters": (lines[:at] + "§" + lines[at:], f"at byte {at}, line 2"),
-        "nan": (text[:-1] + ', "x": NaN}', f"at byte {len(text) + 7}, line 1"),
+        "cut": (text[:middle], f"after its last byte, {middle}: it was cut off"),
+        "letters": (text[:middle] + "§" + text[middle:], f"at byte {middle}, line 1"),
+        "nan": (text[:-1] + ', "x": NaN}', f"at byte {len(text) + 6}, line 1"),
         "behind": (text + "]", f"at byte {len(text)}, line 1"),
         "empty": ("", "after its last byte, 0: it was cut off"),
     }
 
 
-@pytest.mark.parametrize("kind", ["cut", "nan", "behind", "empty"])
+@pytest.mark.parametrize("kind", ["cut", "letters", "nan", "behind", "empty"])
 def test_damaged_json_is_refused_with_its_place(kind: str, tmp_path: Path) -> None:
     path = many(tmp_path, pictures=100, per=8, pad=200)  # several chunks
     text, where = damage(path.read_text())[kind]
@@ -560,7 +577,7 @@ def test_damaged_json_is_refused_with_its_place(kind: str, tmp_path: Path) -> No
 def test_the_line_of_a_fault_is_told(tmp_path: Path) -> None:
     path = tmp_path / "set.json"
     path.write_text('{\n"images": [],\n"annotations": [{"id": 1, }]}')
-    with pytest.raises(InputError, match="are not valid JSON at byte 43, line 3 "):
+    with pytest.raises(InputError, match="are not valid JSON at byte 42, line 3 "):
         AnnotationIndex(path)
 
 
@@ -735,7 +752,8 @@ def test_cocoa_regions_that_are_dropped(
 
 def test_cocoa_orders_that_are_missing_or_come_twice(tmp_path: Path) -> None:
     far = {"segmentation": [0, 17, 3, 17, 3, 20, 0, 20], "name": "x"}
-    path = cocoa_file(tmp_path, drawing(regions=[*REGIONS, {**far, "order": 2}, far]))
+    other = {**far, "segmentation": [0, 0, 2, 0, 2, 2, 0, 2]}
+    path = cocoa_file(tmp_path, drawing(regions=[*REGIONS, {**far, "order": 2}, other]))
     scene, defects = CocoaScenes(path).inspect(0)
     assert scene is not None and len(scene) == 5 and scene.complete
     assert [(one.code, one.object, one.words) for one in defects] == [

@@ -142,7 +142,7 @@ class CocoScenes(AnnotatedScenes):
         defects: list[Defect] = []
         for word, name in self.asked.items():
             if name and word not in ("file_name", "height", "width") and not self.records.fields.get(name):
-                words = f"no annotation has {self._missing(word, self.records.fields)}"
+                words = self._missing("no annotation has a field", word, self.records.fields)
                 defects.append(Defect("error", "field", words, "refuse" if word == "amodal" else "keep"))
         return defects + self.records.defects
 
@@ -152,11 +152,11 @@ class CocoScenes(AnnotatedScenes):
         file = image.get(self.fields["file_name"])
         defects: list[Defect] = []
         if not (isinstance(file, str) and file):
-            words = f"the image has {self._missing('file_name', image)}"
+            words = self._missing("the image has no field", "file_name", image)
             return RawScene(id, self.images, ()), [Defect("error", "field", words, "refuse", image=id)]
         where = find_picture(self.images, file)
         if not self.records.fields.get(self.fields["amodal"]):
-            words = f"no annotation has {self._missing('amodal', self.records.fields)}"
+            words = self._missing("no annotation has a field", "amodal", self.records.fields)
             return RawScene(id, where, ()), [Defect("error", "field", words, "refuse", image=id)]
         if not annotations:
             words = "no annotation is of this picture; it is read as one without objects"
@@ -166,7 +166,7 @@ class CocoScenes(AnnotatedScenes):
         for place, record in enumerate(annotations):
             name = unique(str(self._get(record, "id", f"annotation {place + 1}")), taken)
             if self._get(record, "amodal") is None:
-                words = f"the annotation has {self._missing('amodal', record)}"
+                words = self._missing("the annotation has no field", "amodal", record)
                 defects.append(Defect("error", "field", words, "drop", image=id, object=name))
                 continue
             objects.append(self._object(record, name, id, defects))
@@ -201,11 +201,14 @@ class CocoScenes(AnnotatedScenes):
         value = record.get(self.fields.get(word, ""))
         return default if value is None else value
 
-    def _missing(self, word: str, record: Mapping[str, Any]) -> str:
+    def _missing(self, words: str, word: str, record: Mapping[str, Any]) -> str:
+        """The words, what field they are about, what there is instead, and the cure."""
         name = self.fields[word]
+        if name in record:
+            return f"{name} ({word}) must not be empty, got {str(record[name])[:40]}"
         close = difflib.get_close_matches(name, record, n=1)
         cure = f"did you mean --fields {word}={close[0]}?" if close else f"name the right one: --fields {word}=NAME"
-        return f"no field {name!r} ({word}); it has {listed(record)}; {cure}"
+        return f"{words} {name!r} ({word}); it has {listed(record)}; {cure}"
 
 
 def checked_fields(fields: Mapping[str, str]) -> dict[str, str]:

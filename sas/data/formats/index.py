@@ -351,7 +351,7 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
             try:
                 for reader in readers.values():
                     reader.send(chunk) if chunk else reader.close()
-            except (ValueError, ArithmeticError) as error:  # ijson's errors are ValueErrors
+            except (ijson.JSONError, ValueError, ArithmeticError) as error:  # also numbers that no float can hold
                 raise _damaged(path, start, error) from error
             running = {name for name in readers if numbers[name]}
             for name in readers:
@@ -382,7 +382,7 @@ def _damaged(path: Path, start: int, error: Exception) -> BadFile:
             piece = file.read(min(CHUNK, start - position) if position < start else 1)
             try:
                 parser.send(piece)
-            except (ValueError, ArithmeticError):
+            except (ijson.JSONError, ValueError, ArithmeticError):
                 at = position
                 break
             sink.clear()
@@ -396,7 +396,8 @@ def _damaged(path: Path, start: int, error: Exception) -> BadFile:
 def _refuse(path: Path) -> NoReturn:
     """Say what a JSON file is if it does not hold the two lists."""
     kinds: dict[str, str] = {}
-    top = key = ""
+    top = ""
+    key: str | None = None
     with path.open("rb") as file:
         if file.read(len(BOM)) != BOM:
             file.seek(0)
@@ -404,9 +405,9 @@ def _refuse(path: Path) -> NoReturn:
             top = top or event
             if not prefix and event == "map_key":
                 key = value
-            elif prefix == key and key not in kinds:
+            elif key is not None and prefix == key and key not in kinds:
                 kinds[key] = "a list" if event == "start_array" else "an object" if event == "start_map" else "a value"
-            elif prefix == f"{key}.item" and kinds.get(key) == "a list":
+            elif key is not None and prefix == f"{key}.item" and kinds.get(key) == "a list":
                 kinds[key] = "a list of entries"
     if top != "start_map":
         raise BadFile(

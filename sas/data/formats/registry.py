@@ -16,17 +16,21 @@ from sas.data.formats.mask_folder import MaskFolders
 from sas.data.formats.polygons import CvatScenes, LabelmeScenes
 from sas.data.modal import PartialCompletion
 from sas.data.shards import Shards
-from sas.io import InputError
+from sas.io import IMAGE_SUFFIXES, InputError
 from sas.scene import Scene
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format by its name: what it is in words, how it is opened, and which options mean something to it."""
+    """A format by its name: what it is in words, how it is opened, and which options mean something to it.
+
+    one_file: the data is one annotation file, which may be named by its folder if it is the only one there.
+    """
 
     words: str
     open: Callable[..., Sequence[Scene]]
     options: tuple[str, ...] = ()
+    one_file: bool = False
 
 
 FORMATS: dict[str, Format] = {
@@ -38,12 +42,13 @@ FORMATS: dict[str, Format] = {
         "COCOA: COCO_amodal_*2014.json, or a folder of N.jpg + N.json",
         CocoaScenes,
         ("images", "annotators", "regions", "min_overlap"),
+        one_file=True,
     ),
     **{
-        name: Format(preset.words, partial(CocoScenes, preset=name), ("images", "fields", "min_overlap"))
+        name: Format(preset.words, partial(CocoScenes, preset=name), ("images", "fields", "min_overlap"), one_file=True)
         for name, preset in PRESETS.items()
     },
-    "labelme": Format("a folder of labelme JSON files", LabelmeScenes, ("images", "min_overlap")),
+    "labelme": Format("a folder of labelme JSON files", LabelmeScenes, ("images", "front", "min_overlap")),
     "cvat": Format("CVAT for images 1.1, an XML file", CvatScenes, ("images", "min_overlap")),
     "masks": Format("folders of one picture and a mask a object; no order", MaskFolders, ("min_overlap",)),
     "modal": Format(
@@ -56,7 +61,8 @@ def open_format(path: str | Path, *, format: str = "auto", **options: Any) -> Se
     """Scenes of a file or folder in a named format, read when they are asked for.
 
     options, each left out or None if it is not wanted: images (folder of the pictures an annotation file names), fields (mapping of
-    our words to the file's field names), annotators ("all", "one" or a name), regions ("all", "things" or "stuff"), min_overlap, seed.
+    our words to the file's field names), annotators ("all", "one" or a name), regions ("all", "things" or "stuff"), front (labelme: "last" or "first"),
+    min_overlap, seed.
     InputError for an unknown format, an option that the format does not have, and data that cannot be read.
     """
     if format not in FORMATS:
@@ -68,4 +74,15 @@ def open_format(path: str | Path, *, format: str = "auto", **options: Any) -> Se
     strange = [name for name in given if name not in chosen.options and name not in ("min_overlap", "seed")]
     if strange:
         raise InputError(f"{strange[0]} has no effect with format {format}, got {given[strange[0]]!r}; remove it")
+    if not Path(path).exists():
+        raise InputError(f"{format} data {path} must exist, found nothing; check the path")
+    if chosen.one_file:
+        path = _annotation_file(Path(path))
     return chosen.open(path, **{name: value for name, value in given.items() if name in chosen.options})
+
+
+def _annotation_file(path: Path) -> Path:
+    """The one JSON file of a folder, as the writers leave it; the path itself otherwise, and where each picture has a file."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else []
+    alone = len(files) == 1 and not any(files[0].with_suffix(suffix).exists() for suffix in IMAGE_SUFFIXES)
+    return files[0] if alone else path

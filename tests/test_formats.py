@@ -1,0 +1,241 @@
+"""Named formats from end to end: opened by a line of configuration, trained on, evaluated, drawn, checked, converted and packed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config, write_scenes
+
+from sas.cli import main
+from sas.config import ConfigError, load_config
+from sas.data.folders import open_scenes
+from sas.data.formats.registry import FORMATS, open_format
+from sas.data.formats.writers import write_cocoa, write_kins2020
+from sas.evaluation import evaluate, load_dataset, pipeline_predictor
+from sas.factory import build_source, check_data, open_data
+from sas.io import InputError
+from sas.pipeline import SASPipeline
+from sas.training import Trainer
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ("acom", "cocoa", "d2sa", "interamix", "intra-afruit", "kins", "muva", "sas-folders")
+SAMPLES = Path(os.environ.get("SAS_SAMPLES", "/nowhere"))
+needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="SAS_SAMPLES names no folder of real samples")
+
+
+@pytest.fixture
+def cocoa(tmp_path: Path) -> Path:
+    """Generated scenes in COCOA's layout."""
+    scenes = open_scenes(write_scenes(tmp_path / "scenes"))
+    write_cocoa(tmp_path / "cocoa", scenes)
+    return tmp_path / "cocoa"
+
+
+def train(tmp_path: Path, **data: object) -> Path:
+    Trainer(
+        tiny_config(**{f"data_{name}": value for name, value in data.items()}),
+        tmp_path / "run",
+        progress=False,
+        cpu=True,
+    ).run()
+    return tmp_path / "run" / "pipeline"
+
+
+# ---------------------------------------------------------------------- the name of a format
+
+
+def test_an_unknown_format_is_told_with_the_one_meant(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"format must be one that is known, got 'kin2020'; did you mean kins2020\?"):
+        open_format(tmp_path, format="kin2020")
+    with pytest.raises(InputError, match="got 'xyz'; formats are auto, project"):
+        open_format(tmp_path, format="xyz")
+
+
+def test_an_option_that_a_format_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="annotators has no effect with format masks, got 'one'; remove it"):
+        open_format(tmp_path, format="masks", annotators="one")
+    with pytest.raises(InputError, match="fields has no effect with format cocoa"):
+        open_format(tmp_path, format="cocoa", fields={"amodal": "x"})
+
+
+def test_every_format_says_what_is_missing(tmp_path: Path) -> None:
+    for name in FORMATS:
+        with pytest.raises(InputError) as error:
+            open_format(tmp_path / "nothing", format=name)
+        assert "nothing" in str(error.value)
+
+
+def test_a_folder_with_one_annotation_file_stands_for_it(cocoa: Path) -> None:
+    by_folder, by_file = open_format(cocoa, format="cocoa"), open_format(next(cocoa.glob("*.json")), format="cocoa")
+    assert [scene.id for scene in by_folder] == [scene.id for scene in by_file]
+
+
+# ---------------------------------------------------------------------- one line of configuration
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_of_the_data_sets_are_valid_and_say_what_they_were_tested_on(name: str) -> None:
+    path = ROOT / "configs" / f"{name}.yaml"
+    text = path.read_text()
+    config = load_config(path)
+    assert config.data.format in FORMATS and config.data.scenes
+    for words in ("# Get: ", "# Tested on: ", "sas data check ", f"configs/{name}.yaml"):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", ["format", "images", "validation", "augment"])
+def test_settings_of_reading_need_scenes(name: str) -> None:
+    value = 0.5 if name == "augment" else "cocoa"
+    with pytest.raises(ConfigError, match=f"{name} has no effect without scenes: set scenes, or remove it"):
+        load_config(None, {f"data.{name}": value})
+
+
+def test_scenes_of_a_format_are_trained_on_validated_on_and_evaluated(cocoa: Path, tmp_path: Path) -> None:
+    write_kins2020(tmp_path / "kins", open_scenes(tmp_path / "scenes"))
+    pipeline = train(tmp_path, scenes=str(cocoa), format="cocoa", validation=str(cocoa), augment=0.5)
+    data = tmp_path / "data.yaml"
+    data.write_text(f"data:\n  scenes: {tmp_path / 'kins'}\n  format: kins2020\ntraining:\n  steps: 5\n")
+    scenes = load_dataset(data)
+    report = evaluate(pipeline_predictor(SASPipeline.from_pretrained(pipeline)), scenes, limit=3, progress=False)
+    assert report.info["images"] == 3 and 0 <= report.scores["iou_layer_0"].value <= 1
+
+
+def test_validation_reads_its_own_scenes(cocoa: Path, tmp_path: Path) -> None:
+    write_cocoa(tmp_path / "other", list(open_scenes(tmp_path / "scenes"))[:2], split="val")
+    data = tiny_config(data_scenes=str(cocoa), data_format="cocoa", data_validation=str(tmp_path / "other")).data
+    assert len(open_data(data)) == 6 and len(open_data(data, validation=True)) == 2
+    assert check_data(data).startswith("6 scenes in")
+
+
+def test_packed_shards_are_read_in_blocks_and_the_stream_does_not_depend_on_workers(tmp_path: Path) -> None:
+    assert (
+        main(
+            ["data", "pack", write_scenes(tmp_path / "scenes"), "--out", str(tmp_path / "shards"), "--shard-size", "2"]
+        )
+        == 0
+    )
+    streams = []
+    for workers in (0, 2):
+        changes = {
+            "data_scenes": str(tmp_path / "shards"),
+            "data_shuffle_buffer": 2,
+            "data_workers": workers,
+            "data_augment": 0.5,
+        }
+        source = build_source(tiny_config(**changes))
+        streams.append([source.batch(step, range(4)) for step in range(4)])
+    for one, other in zip(*streams, strict=True):
+        assert one.ids == other.ids and (one.image == other.image).all()
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_check_convert_and_pack(cocoa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["data", "convert", str(cocoa), "--format", "cocoa", "--to", "kins2020", "--out", str(tmp_path / "kins")])
+        == 0
+    )
+    assert (
+        main(["data", "check", str(tmp_path / "kins"), "--format", "kins2020", "--out", str(tmp_path / "report")]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "pictures=6 objects=11 errors=0 warnings=1" and " unannotated: " in lines[-2]
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "sheet.png"}
+    assert main(["data", "convert", str(cocoa), "--format", "cocoa", "--out", str(tmp_path / "kins")]) == 1
+    assert "must be a new or empty folder" in capsys.readouterr().err
+    assert (
+        main(["data", "pack", str(cocoa), "--format", "cocoa", "--limit", "3", "--out", str(tmp_path / "shards")]) == 0
+    )
+    assert len(open_scenes(tmp_path / "shards")) == 3
+
+
+def test_exit_status_of_the_checker(cocoa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(tmp_path / "nowhere"), "--format", "cocoa"]) == 2
+    next((cocoa / "images").glob("*.png")).unlink()
+    assert main(["data", "check", str(cocoa), "--format", "cocoa", "--repair", str(tmp_path / "clean")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ERROR image=") and " image-missing: " in lines[0] and lines[0].endswith("; refused")
+    assert main(["data", "check", str(tmp_path / "clean")]) == 0
+    assert len(open_scenes(tmp_path / "clean")) == 5
+
+
+def test_words_that_are_no_command_and_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data"]) == 0 and "check" in capsys.readouterr().out
+    assert main(["data", "chek"]) == 2 and "commands are check, convert, pack, formats" in capsys.readouterr().err
+    assert main(["data", "formats"]) == 0 and "kins2020" in capsys.readouterr().out
+    assert (
+        main(["data", "check", str(tmp_path), "--limit", "0"]) == 2
+        and "--limit must be at least 1, got 0" in capsys.readouterr().err
+    )
+    assert main(["data", "check", str(tmp_path), "--fields", "x"]) == 2
+    assert "--fields must be pairs such as amodal=segmentation, got 'x'" in capsys.readouterr().err
+
+
+def modal_set(folder: Path) -> Path:
+    """Two pictures with a square object each, alone in the middle."""
+    folder.mkdir()
+    images, annotations = [], []
+    for number in range(2):
+        picture = np.full((96, 96, 3), 60 + 90 * number, dtype=np.uint8)
+        picture[24:70, 24:70] = (200, 40, 40)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 96})
+        square = [24, 24, 70, 24, 70, 70, 24, 70]
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "segmentation": [square]})
+    file = folder / "instances.json"
+    file.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]})
+    )
+    return file
+
+
+def test_scenes_are_composed_from_modal_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = modal_set(tmp_path / "modal")
+    command = ["compose", "--from-modal", str(file), "--count", "3", "--size", "64", "--objects", "2", "2"]
+    assert main([*command, "--out", str(tmp_path / "composed")]) == 0
+    scenes = open_scenes(tmp_path / "composed")
+    assert len(scenes) == 3 and all(name.startswith("box__") for scene in scenes for name in scene.names)
+    assert main([*command, "--cutouts", "x", "--out", str(tmp_path / "no")]) == 2
+    assert "--from-modal excludes --cutouts" in capsys.readouterr().err
+
+
+def test_partial_completion_trains_from_modal_masks(tmp_path: Path) -> None:
+    file = modal_set(tmp_path / "modal")
+    assert (train(tmp_path, scenes=str(file), format="modal") / "model_index.json").exists()
+
+
+# ---------------------------------------------------------------------- real samples
+
+
+@needs_samples
+def test_cocoa_samples_train_evaluate_and_draw(tmp_path: Path) -> None:
+    folder = SAMPLES / "amodal" / "cocoa"
+    pipeline = train(tmp_path, scenes=str(folder), format="cocoa", augment=0.3)
+    scenes = open_format(folder, format="cocoa")
+    assert [[len(np.flatnonzero(scene.layer_index == k)) for k in range(len(scene.layer_masks))] for scene in scenes] == [
+        [1, 1], [6, 2, 1, 1, 1], [12, 2, 4, 1]
+    ]  # fmt: skip
+    report = evaluate(pipeline_predictor(SASPipeline.from_pretrained(pipeline)), scenes, progress=False)
+    assert report.info["images"] == 3 and report.info["images_without_order"] == 0
+    assert main(["data", "check", str(folder), "--format", "cocoa", "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "sheet.png").stat().st_size > 10_000
+
+
+@needs_samples
+def test_d2sa_samples_are_scored_without_order(tmp_path: Path) -> None:
+    folder = SAMPLES / "amodal" / "d2sa"
+    scenes = open_format(folder, format="masks")
+    assert [len(scene) for scene in scenes] == [3, 8, 3]
+    with pytest.raises(ValueError, match="is unknown, so it has no layers"):
+        _ = scenes[0].layer_masks
+    pipe = SASPipeline.from_pretrained(train(tmp_path))
+    report = evaluate(pipeline_predictor(pipe), scenes, progress=False)
+    assert report.info["images_without_order"] == 3
+    assert 0 <= report.scores["miou_full"].value <= 1 and "iou_layer_0" not in report.scores
+    assert main(["data", "check", str(folder), "--format", "masks", "--out", str(tmp_path / "report")]) == 0
