@@ -77,27 +77,38 @@ class Formats:
 def open_scenes(options: _Reading) -> Sequence[Scene]:
     """The scenes that the arguments name."""
     from sas.data.formats.registry import open_format
-    from sas.io import InputError
 
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, got {options.limit}; leave it out for all pictures")
-    wrong = [one for one in options.fields if "=" not in one]
-    if wrong:
-        raise InputError(f"--fields must be pairs such as amodal=segmentation, got {wrong[0]!r}; write it as WORD=NAME")
     return open_format(
         options.path,
         format=options.format,
         images=options.images,
-        fields=dict(one.split("=", 1) for one in options.fields),
+        fields=_fields(options),
         annotators=options.annotators,
         regions=options.regions,
     )
 
 
+def _fields(options: _Reading) -> dict[str, str]:
+    from sas.io import InputError
+
+    wrong = [one for one in options.fields if "=" not in one]
+    if wrong:
+        raise InputError(f"--fields must be pairs such as amodal=segmentation, got {wrong[0]!r}; write it as WORD=NAME")
+    return dict(one.split("=", 1) for one in options.fields)  # type: ignore[misc]
+
+
 def check(options: Check) -> int:
     from sas.data_check import run_check
 
-    return run_check(open_scenes(options), out=options.out, repair=options.repair, limit=options.limit, write=print)
+    _fields(options)  # a mistake in the arguments is no defect of the data
+    return run_check(
+        lambda: open_scenes(options),
+        data=options.path,
+        out=options.out,
+        repair=options.repair,
+        limit=options.limit,
+        write=print,
+    )
 
 
 def convert(options: Convert) -> int:
@@ -122,9 +133,22 @@ def pack_shards(options: Pack) -> int:
 
     out = _target(options.out)
     scenes = open_scenes(options)
-    count = pack(scenes if options.limit is None else scenes[: options.limit], out, shard_size=options.shard_size)
+    count = pack(_First(scenes, _places(scenes, options.limit)), out, shard_size=options.shard_size, progress=True)
     print(f"{count} scenes -> {out}")
     return 0
+
+
+class _First(Sequence["Scene"]):
+    """The first scenes of a sequence, still read one by one."""
+
+    def __init__(self, scenes: Sequence[Scene], places: range) -> None:
+        self.scenes, self.places = scenes, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.scenes[self.places[index]]
 
 
 def formats(options: Formats) -> int:
@@ -147,6 +171,11 @@ def _target(out: str) -> Path:
 
 
 def _places(scenes: Sequence[Scene], limit: int | None) -> range:
+    """Numbers of the first scenes."""
+    from sas.io import InputError
+
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit must be at least 1, got {limit}; leave it out for all pictures")
     return range(len(scenes) if limit is None else min(limit, len(scenes)))
 
 

@@ -19,9 +19,11 @@ from sas.data.folders import ProjectFolder, SASFolders, write_project, write_sas
 from sas.data.formats.assemble import AnnotatedScenes
 from sas.data.formats.coco import CocoScenes
 from sas.data.formats.cocoa import CocoaScenes
+from sas.data.formats.codes import CODES, GLOSSARY, codes_table
 from sas.data.formats.mask_folder import MaskFolders
 from sas.data.formats.raw import Defect, RawObject, RawScene
-from sas.data_check import CODES, GLOSSARY, Report, check, codes_table, line, mend, run_check
+from sas.data.formats.report import Report, line
+from sas.data_check import check, mend, run_check
 from sas.io import InputError, rle_encode, write_mask
 from sas.scene import Scene
 
@@ -863,9 +865,9 @@ def test_a_report_without_a_readable_picture_has_no_sheet(tmp_path: Path) -> Non
 
 
 def test_the_sheet_shows_the_worst_first_and_the_rest_spread_evenly(tmp_path: Path) -> None:
-    from sas.data_check import SHEET, WORST, _Sheet
+    from sas.data.formats.sheet import SHEET, WORST, Sheet
 
-    sheet = _Sheet()
+    sheet = Sheet()
     fault, doubt = Defect("error", "field", "", "keep"), Defect("warning", "outside", "", "keep")
     total = 200
     for i in range(total):

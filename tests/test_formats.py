@@ -157,6 +157,7 @@ def test_check_convert_and_pack(cocoa: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_exit_status_of_the_checker(cocoa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(tmp_path / "nowhere"), "--format", "cocoa"]) == 2
+    assert " unreadable: cocoa data " in capsys.readouterr().out
     next((cocoa / "images").glob("*.png")).unlink()
     assert main(["data", "check", str(cocoa), "--format", "cocoa", "--repair", str(tmp_path / "clean")]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -171,7 +172,7 @@ def test_words_that_are_no_command_and_bad_options(tmp_path: Path, capsys: pytes
     assert main(["data", "formats"]) == 0 and "kins2020" in capsys.readouterr().out
     assert (
         main(["data", "check", str(tmp_path), "--limit", "0"]) == 2
-        and "--limit must be at least 1, got 0" in capsys.readouterr().err
+        and "limit must be at least 1, got 0" in capsys.readouterr().err
     )
     assert main(["data", "check", str(tmp_path), "--fields", "x"]) == 2
     assert "--fields must be pairs such as amodal=segmentation, got 'x'" in capsys.readouterr().err

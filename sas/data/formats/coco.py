@@ -62,7 +62,8 @@ KINS_2020: Mapping[str, str] = MappingProxyType(
 overlaps no other, which is no rank."""
 
 D2SA: Mapping[str, str] = MappingProxyType({"amodal": "segmentation", "visible": "visible_mask"})
-"""D2SA (`D2S_amodal_training_rot0.json` and its like). Sure of `segmentation` and `visible_mask`, both RLE."""
+"""D2SA (`D2S_amodal_training_rot0.json` and its like). Sure of `segmentation` and `visible_mask`, both RLE and in
+every annotation; `invisible_mask` stands only where something is hidden, and is not needed."""
 
 INTRA_AFRUIT: Mapping[str, str] = MappingProxyType({"amodal": "segmentation", "visible": "visible_mask"})
 """Intra-AFruit, ACom and InterAMix. A guess after D2SA: the sets are given out on request, and their field names are not published."""
