@@ -26,7 +26,8 @@ from sas.data.formats.coco import PRESETS, CocoScenes, checked_fields
 from sas.data.formats.cocoa import CocoaScenes
 from sas.data.formats.index import LISTED, AnnotationIndex
 from sas.data.formats.raw import Defect
-from sas.io import InputError, rle_encode
+from sas.data.formats.writers import write_cocoa, write_kins2020
+from sas.io import InputError, rle_decode, rle_encode
 from sas.scene import Scene
 
 HEIGHT, WIDTH = 20, 30
@@ -790,8 +791,6 @@ def test_cocoa_annotations_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_written_files_read_back(tmp_path: Path, tiny_scene: Scene) -> None:
-    from sas.data.formats.writers import write_cocoa, write_kins2020
-
     write_cocoa(tmp_path / "cocoa", [tiny_scene])
     write_kins2020(tmp_path / "kins", [tiny_scene])
     for scenes in (
@@ -828,8 +827,6 @@ def test_real_cocoa_samples(samples: Path) -> None:
 
 
 def scenes_mask(rle: dict[str, Any], size: tuple[int, ...]) -> np.ndarray:
-    from sas.io import rle_decode
-
     mask = rle_decode(rle)
     assert mask.shape == size
     return mask
