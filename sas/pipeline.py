@@ -22,9 +22,11 @@ from safetensors import safe_open
 from sas.checkpoint import CheckpointError, refuse_pickle, verify_manifest, write_manifest
 from sas.diffusion import MaskCodec, Sampler, in_range
 from sas.geometry import Geometry
-from sas.io import InputError, atomic_folder, read_image, read_json, sha256_pixels
+from sas.io import InputError, atomic_folder, read_image, read_json, rle_encode, sha256_pixels
 from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
 from sas.models.seam import Features
+from sas.refine import refine as refine_masks
+from sas.refine import require as require_refine
 from sas.result import EnsembleSettings, LayeredResult, ModelInfo, Stop, make_preview
 from sas.seeding import generator_for
 
@@ -64,6 +66,7 @@ class SASPipeline(DiffusionPipeline):
         max_layers: int = 8,
         shared_cumulative: bool = True,
         min_overlap: float = 0.01,
+        refine: bool = False,
         stop_head: bool = False,
         stop_threshold: float = 0.5,
         stop_scale: float = 1.0,
@@ -93,6 +96,7 @@ class SASPipeline(DiffusionPipeline):
             max_layers=max_layers,
             shared_cumulative=shared_cumulative,
             min_overlap=min_overlap,
+            refine=refine,
             stop_head=stop_head,
             stop_threshold=stop_threshold,
             stop_scale=stop_scale,
@@ -200,6 +204,7 @@ class SASPipeline(DiffusionPipeline):
         consensus: Literal["medoid", "mean"] | None = None,
         batch_size: int = 64,
         initial_layers: np.ndarray | None = None,
+        refine: bool | None = None,
         output_type: Literal["result", "np", "pt", "pil"] = "result",
         return_dict: bool = True,
         callback_on_step_end: Callable[[SASPipeline, int, int, dict[str, Any]], dict[str, Any]] | None = None,
@@ -213,6 +218,7 @@ class SASPipeline(DiffusionPipeline):
         max_layers: layers at most. mode: "diffusion" draws samples; "marginal" takes one step from noise, which gives the mean.
         batch_size: most masks (images x members) in one call of the network; memory grows with it, results do not change.
         initial_layers: bool (K, H, W) masks of layers already known, nearest first (for one image); sampling goes on behind them.
+        refine: masks at the picture's size follow its edges where they are seen (see `sas.refine`; needs the extra `refine`).
         output_type: "result" gives a LayeredResult; "np", "pt", "pil" give its layer masks (K, H, W) as bool arrays, bool tensors
         or lists of 8-bit pictures. return_dict=False: a tuple around it.
         callback_on_step_end: as in diffusers, `callback(pipe, step, timestep, {"latents": x_t})`, may return changed latents.
@@ -235,6 +241,10 @@ class SASPipeline(DiffusionPipeline):
             self.rules, consensus=settings.consensus, max_layers=layers, marginal=settings.mode == "marginal"
         )
 
+        sharpen = self.config.refine if refine is None else refine
+        if sharpen:
+            require_refine()  # before the work, not after it
+
         # 2. As many images at once as fit the network's batch.
         results: list[LayeredResult] = []
         together = max(1, batch_size // settings.members)
@@ -242,9 +252,10 @@ class SASPipeline(DiffusionPipeline):
             for start in range(0, len(images), together):
                 part = slice(start, start + together)
                 named = [replace(settings, seed=s) for s in seeds[part]]
-                results += self._take_apart(
+                found = self._take_apart(
                     images[part], sources[part], named, rules, batch_size, initial_layers, callback_on_step_end
                 )
+                results += [_refined(r, i) for r, i in zip(found, images[part], strict=True)] if sharpen else found
                 bar.update(len(images[part]))
 
         # 3. In the form that was asked for.
@@ -597,10 +608,21 @@ def _start_behind(state: LoopState, layers: np.ndarray, geometries: list[Geometr
     )
 
 
+def _refined(result: LayeredResult, image: np.ndarray) -> LayeredResult:
+    """The result with its consensus masks refined on the image, in the input frame.
+
+    The masks and not the probability: what the rules of the layer loop decided (void members, merged layers) stays decided.
+    """
+    geometry = result.geometry
+    maps = geometry.to_input(result.masks.astype(np.float32))
+    cell = max(geometry.height, geometry.width) / geometry.mask_size
+    return replace(result, refined=tuple(rle_encode(mask) for mask in refine_masks(maps, image, cell=cell)))
+
+
 def _as_type(result: LayeredResult, output_type: str) -> Any:
     if output_type == "result":
         return result
-    masks = result.geometry.to_input(result.masks)
+    masks = result.masks_full()
     if output_type == "np":
         return masks
     if output_type == "pt":

@@ -12,12 +12,13 @@ from types import ModuleType
 import numpy as np
 import torch
 from einops import rearrange
+from torch.nn import functional
 
 from sas.masks import check_shape
 
-RADIUS_CELLS = 2.0
+RADIUS_CELLS = 2.5
 EPS = 1e-5
-FINEST_CELL = 8
+FINEST_CELL = 4
 """Radius of the filter's window in cells of the mask grid, and its `eps`, chosen on composed scenes of validation seeds
 (benchmarks/upsampling.py). Cells of more pixels than the last are filtered on a thinned grid: time grows with the picture alone."""
 
@@ -93,13 +94,18 @@ def _visible_parts(maps: torch.Tensor) -> torch.Tensor:
 def _guided(maps: torch.Tensor, guide: torch.Tensor, *, reach: int, cell: float, eps: float) -> torch.Tensor:
     """Guided filter of (K, H, W) maps, with a window of 2 reach + 1 pixels, mixed with the maps where the image is flat."""
     filters = require()
-    # Reflection needs a window smaller than the picture; repeating the border pixel does not.
-    window = {"kernel_size": 2 * reach + 1, "border_type": "replicate", "separable": True}
     thinned = max(1, int(cell // FINEST_CELL))
-    answer = filters.guided_blur(guide, maps[None], eps=eps, subsample=thinned, **window)[0]
-    mean = filters.box_blur(guide, **window)
-    variance = (filters.box_blur(guide.square(), **window) - mean.square()).sum(dim=1).clamp(min=0)
-    return maps + (answer - maps) * (variance / (variance + eps))
+    # Reflection needs a window smaller than the picture; repeating the border pixel does not.
+    answer = filters.guided_blur(
+        guide, maps[None], 2 * reach + 1, eps, border_type="replicate", subsample=thinned, separable=True
+    )[0]
+    few = guide[:, :, ::thinned, ::thinned]
+    window = {"kernel_size": 2 * (reach // thinned) + 1, "border_type": "replicate", "separable": True}
+    variance = (filters.box_blur(few.square(), **window) - filters.box_blur(few, **window).square()).sum(
+        dim=1, keepdim=True
+    )
+    trust = functional.interpolate(variance / (variance + eps), size=maps.shape[-2:], mode="bilinear")[0]
+    return maps + (answer - maps) * trust.clamp(0, 1)
 
 
 def _check_inputs(
@@ -121,7 +127,7 @@ def _check_inputs(
         raise ValueError(
             f"probabilities must lie in [0, 1], got [{probabilities.min():g}, {probabilities.max():g}]: apply the sigmoid first"
         )
-    cures = {"cell": "pass the image's side / the grid's side", "radius": "pass 2.0", "eps": "pass 1e-5"}
+    cures = {"cell": "pass the image's side / the grid's side", "radius": "pass 2.5", "eps": "pass 1e-5"}
     for (name, cure), value in zip(cures.items(), (cell, radius, eps), strict=True):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, got {value!r}: {cure}")

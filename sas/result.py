@@ -157,6 +157,9 @@ class LayeredResult:
     min_overlap: fraction in [0, 1) of the rear object's amodal area that has to be shared before one object hides
     another.
     min_instance_area: fraction in [0, 1) of the mask grid; a smaller connected component of a layer is not an instance.
+    refined: None, or one COCO run-length code a layer: its mask in the input frame with the picture's own edges
+    (`sas.refine`), which then stands wherever `masks` would have been enlarged. An instance of it takes the pixels that
+    lie nearest to its component on the mask grid.
 
     Arrays are copied and made read-only. A ValueError (TypeError for a wrong kind of value) names the field that breaks
     a rule.
@@ -174,6 +177,7 @@ class LayeredResult:
     file: str = ""
     min_overlap: float = DEFAULT_MIN_OVERLAP
     min_instance_area: float = 0.001
+    refined: tuple[dict[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
@@ -189,6 +193,7 @@ class LayeredResult:
                 "count each void member once"
             )
         self._check_arrays()
+        self._check_refined()
         for name in _DTYPES:
             array = np.array(getattr(self, name), order="C")
             if name in _RANGES:
@@ -220,6 +225,18 @@ class LayeredResult:
             if not inside:  # NaN is not inside either
                 got = f"[{values.min():g}, {values.max():g}]"
                 raise ValueError(f"{name} must lie in [0, {top:g}], got {got}: {cure}")
+
+    def _check_refined(self) -> None:
+        if self.refined is None:
+            return
+        object.__setattr__(self, "refined", tuple(self.refined))
+        size = [self.geometry.height, self.geometry.width]
+        if len(self.refined) != len(self.masks) or any(rle["size"] != size for rle in self.refined):
+            got = [rle["size"] for rle in self.refined]
+            raise ValueError(
+                f"refined must hold one run-length code of size {size} for each of {len(self.masks)} layers, got sizes {got}: "
+                "encode the masks of `sas.refine.refine` for this image with sas.io.rle_encode"
+            )
 
     def equals(self, other: object) -> bool:
         """Whether every field is equal, arrays value by value."""
@@ -259,7 +276,16 @@ class LayeredResult:
 
     def masks_full(self) -> np.ndarray:
         """bool (K, H, W): consensus masks in the input frame."""
-        return _to_frame(self.geometry, self.masks)
+        if self.refined is None:
+            return _to_frame(self.geometry, self.masks)
+        full = [self._layer_full(index) for index in range(len(self))]
+        return np.stack(full) if full else np.zeros((0, self.geometry.height, self.geometry.width), dtype=bool)
+
+    def _layer_full(self, index: int) -> np.ndarray:
+        """bool (H, W): consensus mask of one layer in the input frame, refined if the result is."""
+        if self.refined is None:
+            return _to_frame(self.geometry, self.masks[index])
+        return rle_decode(self.refined[index], name=f"refined[{index}]")
 
     def probability_full(self) -> np.ndarray:
         """float32 (K, H, W) in [0, 1]: probability in the input frame."""
@@ -289,10 +315,15 @@ class LayeredResult:
         areas: list[int] = []
         instances: list[_Instance] = []
         for index, mask in enumerate(self.masks):
-            layer_full = _to_frame(self.geometry, mask)
-            for component in _components(mask, min_area=self.min_instance_area * mask.size):
-                whole = np.array_equal(component, mask)
-                segmentation = layer_full if whole else _to_frame(self.geometry, component)
+            layer_full = self._layer_full(index)
+            owner = None if self.refined is None else _nearest_component(self.geometry, mask)
+            for number, component in enumerate(_components(mask, min_area=self.min_instance_area * mask.size)):
+                if np.array_equal(component, mask):
+                    segmentation = layer_full
+                else:
+                    segmentation = (
+                        _to_frame(self.geometry, component) if owner is None else layer_full & (owner == number)
+                    )
                 if segmentation.any():
                     instances.append(self._measure(index, component, segmentation, before))
             areas.append(int(layer_full.sum()))
@@ -424,6 +455,7 @@ class LayeredResult:
             "min_instance_area": float(self.min_instance_area),
             "members": list(self.members.shape),
             "masks": list(self.masks.shape),
+            "refined": self.refined,
         }
         return {
             "header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8),
@@ -457,6 +489,7 @@ class LayeredResult:
                 file=document["image"]["file"],
                 min_overlap=header["min_overlap"],
                 min_instance_area=header["min_instance_area"],
+                refined=header.get("refined"),  # files of older versions have none
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -483,7 +516,7 @@ class LayeredResult:
         hidden = mask_ops.area(self.masks & self.cumulative_masks[:-1]) / np.maximum(mask_ops.area(self.masks), 1)
         return visualize.overview(
             self.preview,
-            layer_masks=_to_frame(frame, self.masks),
+            layer_masks=_to_frame(frame, self.masks) if self.refined is None else self._refined_masks(width, height),
             uncertainty=self._largest_uncertainty(frame) / MAX_UNCERTAINTY,
             marks=self._marks(frame),
             layer_notes=[_layer_note(n, share) for n, share in zip(counts, hidden.tolist(), strict=True)],
@@ -491,6 +524,14 @@ class LayeredResult:
             + (f" in {self.file}" if self.file else ""),
             captions=self._captions(),
         )
+
+    def _refined_masks(self, width: int, height: int) -> np.ndarray:
+        """bool (K, height, width): refined masks scaled to the preview."""
+        scaled = np.zeros((len(self), height, width), dtype=bool)
+        for index in range(len(self)):
+            full = Image.fromarray(self._layer_full(index).astype(np.uint8) * 255)
+            scaled[index] = np.asarray(full.resize((width, height), Image.Resampling.BOX)) > 127
+        return scaled
 
     def show(self) -> None:
         """Open the overview in the desktop's image viewer, or below the cell in a notebook."""
@@ -551,7 +592,7 @@ class Layer:
     @cached_property
     def mask(self) -> np.ndarray:
         """bool (H, W): consensus amodal mask."""
-        return _to_frame(self._result.geometry, self._result.masks[self.index])
+        return self._result._layer_full(self.index)
 
     @cached_property
     def probability(self) -> np.ndarray:
@@ -610,6 +651,23 @@ def _components(mask: np.ndarray, *, min_area: float) -> list[np.ndarray]:
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     largest_first = np.argsort(-areas, kind="stable")
     return [labels == number + 1 for number in largest_first if areas[number] >= min_area]
+
+
+def _nearest_component(geometry: Geometry, mask: np.ndarray) -> np.ndarray:
+    """int64 (H, W): for each pixel of the input frame the number of the nearest of `_components(mask, min_area=0)`."""
+    owner = np.zeros((geometry.height, geometry.width), dtype=np.int64)
+    components = _components(mask, min_area=0)
+    if len(components) < 2:
+        return owner
+    number = np.argmax(components, axis=0)
+    rows, columns = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    nearest = number[rows, columns]
+    best = np.zeros(owner.shape, dtype=np.float32)
+    for index in range(len(components)):
+        share = _to_frame(geometry, (nearest == index).astype(np.float32))
+        owner[share > best] = index
+        np.maximum(best, share, out=best)
+    return owner
 
 
 def _read_document(path: Path) -> dict[str, Any]:

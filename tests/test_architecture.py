@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "sas"
 # A module imports only from strictly lower ranks; inside `data` and `models`, from its own package too, without cycles.
 RANKS = {
     0: ("masks", "seeding", "config"),
-    1: ("order", "geometry", "io", "visualize", "distributed"),
+    1: ("order", "geometry", "io", "visualize", "distributed", "refine"),
     2: ("scene", "result", "ensemble", "checkpoint", "tracking"),
     3: ("items", "metrics", "models", "data"),
     4: ("diffusion", "layerloop"),
