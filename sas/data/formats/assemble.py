@@ -82,92 +82,107 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
         defects.append(Defect(severity, code, words, action, image=raw.id, object=object))
 
     # 1. The picture.
-    if not raw.image.is_file():
-        tell("error", "image-missing", f"there is no file {raw.image}", "refuse")
-        return None, defects
-    try:
-        image = read_image(raw.image)
-    except InputError as error:
-        tell("error", "image-damaged", str(error), "refuse")
-        return None, defects
-    height, width = image.shape[:2]
-    if raw.size is not None and raw.size != (height, width):
-        declared = f"{raw.size[1]}x{raw.size[0]}"
-        words = f"the file says {declared} (width x height), {raw.image.name} has {width}x{height}"
-        tell("error", "image-size", words, "refuse")
+    image = _picture(raw, tell)
+    if image is None:
         return None, defects
 
     # 2. The masks of each object.
-    kept: list[RawObject] = []
-    amodal: list[np.ndarray] = []
-    visible: list[np.ndarray | None] = []
-    lost = False  # an object that the picture shows is left out
-    unseen = 0  # objects that the picture does not show
-    for one in raw.objects:
-        if one.crowd:
-            tell("warning", "crowd", "a crowd region is not one object", "drop", one.id)
-            lost = True
-            continue
-        try:
-            full, notes = decode(one.amodal, height, width)
-            seen = _part("visible", one.visible, height, width)
-            hidden = _part("invisible", one.invisible, height, width)
-        except BadSegmentation as error:
-            tell("error", error.code, str(error), "drop", one.id)
-            lost = True
-            continue
-        for severity, code, words, action in notes:
-            tell(severity, code, words, action, one.id)
-        if seen is None and hidden is not None:
-            seen = full & ~hidden
-        if seen is None and raw.unoccluded_by_default:
-            seen = full
-        if seen is not None and (seen & ~full).any():
-            share = float((seen & ~full).sum() / seen.sum())
-            if share > ROUNDING:
-                words = f"{share:.1%} of the visible mask lies outside the amodal mask, which is widened"
-                tell("warning", "visible-outside", words, "repair", one.id)
-            full = full | seen
-        if not full.any():
-            tell("warning", "mask-empty", "the amodal mask has no pixel in the picture", "drop", one.id)
-            continue
-        if seen is not None and not seen.any():
-            tell("warning", "invisible", "no pixel of the object is visible", "drop", one.id)
-            unseen += 1
-            continue
-        if one.stuff and full.mean() > COVERS_ALL:
-            tell("warning", "covers-all", f"a region of stuff covers {full.mean():.0%} of the picture", "keep", one.id)
-        kept.append(one)
-        amodal.append(full)
-        visible.append(seen)
+    found = {
+        place: masks for place, one in enumerate(raw.objects) if (masks := _masks(raw, one, image.shape[:2], tell))
+    }
+    kept = [raw.objects[place] for place in found]
+    told = {defect.object: defect for defect in defects if defect.action == "drop"}
+    lost = [one for place, one in enumerate(raw.objects) if place not in found and told[one.id].code not in _NOT_SHOWN]
+    unseen = sum(defect.code == "invisible" for defect in defects)
+    amodal = np.zeros((len(kept), *image.shape[:2]), dtype=bool)
+    for row, (full, _) in enumerate(found.values()):
+        amodal[row] = full
+    known = [seen for _, seen in found.values() if seen is not None]
+    visible = np.stack(known) if known and len(known) == len(kept) else None
 
     # 3. Who is in front.
-    masks = np.stack(amodal) if amodal else np.zeros((0, height, width), dtype=bool)
-    known = [mask for mask in visible if mask is not None]
-    seen_masks = np.stack(known) if known and len(known) == len(kept) else None
-    order = infer_order(raw, kept, masks, seen_masks, tell, min_overlap=min_overlap)
     scene = Scene(
         image=image,
-        amodal_masks=masks,
-        order_matrix=order,
+        amodal_masks=amodal,
+        order_matrix=infer_order(raw, kept, amodal, visible, tell, min_overlap=min_overlap),
         names=tuple(one.name for one in kept),
         id=raw.id,
-        visible_masks=seen_masks,
+        visible_masks=visible,
         min_overlap=min_overlap,
         source=str(raw.image),
         dropped=unseen,
         complete=not lost,
     )
-    if order is not None:
-        cut = scene.assignment.cut_edges
-        if cut:
-            words = ", ".join(f"{kept[i].id} in front of {kept[j].id}" for i, j in cut)
-            tell("warning", "order-cycle", f"the order runs in a circle; for the layers it is cut at {words}", "repair")
-        hidden_whole = [] if seen_masks is not None else [i for i in range(len(kept)) if not scene.visible[i].any()]
-        for i in hidden_whole:
-            tell("warning", "invisible", "no pixel of the object is visible behind those in front", "drop", kept[i].id)
-        scene = scene.drop_invisible()
-    return scene, defects
+    if scene.order_matrix is None:
+        return scene, defects
+    if cut := scene.assignment.cut_edges:
+        words = ", ".join(f"{kept[i].id} in front of {kept[j].id}" for i, j in cut)
+        tell("warning", "order-cycle", f"the order runs in a circle; for the layers it is cut at {words}", "repair")
+    for one, seen in zip(kept, scene.visible, strict=True):
+        if not seen.any():
+            tell("warning", "invisible", "no pixel of the object is visible behind those in front", "drop", one.id)
+    return scene.drop_invisible(), defects
+
+
+_NOT_SHOWN = ("mask-empty", "invisible")
+"""Codes of dropped objects that the picture does not show, so that the scene is as complete without them."""
+
+
+def _picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
+    """uint8 (H, W, 3), None if it is missing, damaged or of another size than its record says."""
+    if not raw.image.is_file():
+        tell("error", "image-missing", f"there is no file {raw.image}", "refuse", "")
+        return None
+    try:
+        image = read_image(raw.image)
+    except InputError as error:
+        tell("error", "image-damaged", str(error), "refuse", "")
+        return None
+    height, width = image.shape[:2]
+    if raw.size is not None and raw.size != (height, width):
+        declared = f"{raw.size[1]}x{raw.size[0]}"
+        words = f"the file says {declared} (width x height), {raw.image.name} has {width}x{height}"
+        tell("error", "image-size", words, "refuse", "")
+        return None
+    return image
+
+
+def _masks(
+    raw: RawScene, one: RawObject, size: tuple[int, ...], tell: Tell
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Amodal and visible mask (None if unknown) of an object, bool (H, W); None if it is dropped, which is told."""
+    height, width = size
+    if one.crowd:
+        tell("warning", "crowd", "a crowd region is not one object", "drop", one.id)
+        return None
+    try:
+        full, notes = decode(one.amodal, height, width)
+        seen = _part("visible", one.visible, height, width)
+        hidden = _part("invisible", one.invisible, height, width)
+    except BadSegmentation as error:
+        tell("error", error.code, str(error), "drop", one.id)
+        return None
+    for severity, code, words, action in notes:
+        tell(severity, code, words, action, one.id)
+    if seen is None and hidden is not None:
+        seen = full & ~hidden
+    if seen is None and raw.unoccluded_by_default:
+        seen = full
+    if seen is not None and (seen & ~full).any():
+        share = float((seen & ~full).sum() / seen.sum())
+        if share > ROUNDING:
+            words = f"{share:.1%} of the visible mask lies outside the amodal mask, which is widened"
+            tell("warning", "visible-outside", words, "repair", one.id)
+        full = full | seen
+    if not full.any():
+        tell("warning", "mask-empty", "the amodal mask has no pixel in the picture", "drop", one.id)
+        return None
+    if seen is not None and not seen.any():
+        tell("warning", "invisible", "no pixel of the object is visible", "drop", one.id)
+        return None
+    if one.stuff and full.mean() > COVERS_ALL:
+        tell("warning", "covers-all", f"a region of stuff covers {full.mean():.0%} of the picture", "keep", one.id)
+    return full, seen
 
 
 def _part(name: str, segmentation: Any, height: int, width: int) -> np.ndarray | None:
