@@ -17,7 +17,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,13 @@ def upsamplers(radius: float, eps: float) -> dict[str, Upsample]:
 def composed(count: int, size: int, seed: int) -> Iterator[Scene]:
     """Scenes that show at least one object, made as `sas compose` makes them."""
     data = DataSettings(
-        image_size=size, mask_size=size, oversample=1, sprite_size=size // 2, views=4, background_count=min(count, 64)
+        image_size=size,
+        mask_size=size,
+        oversample=1,
+        sprite_size=max(32, size // 2),
+        classes=32,
+        views=4,
+        background_count=max(8, min(count, 64)),
     )
     composer = build_composer(data, seed=seed, atlas_seed=seed)
     for place in range(count):
@@ -105,7 +111,7 @@ def shares(masks: np.ndarray, grid: int) -> np.ndarray:
 
 
 def measure(
-    pipe: SASPipeline, scenes: Iterator[Scene], methods: dict[str, Upsample]
+    pipe: SASPipeline, scenes: Iterable[Scene], methods: dict[str, Upsample]
 ) -> dict[str, dict[str, list[float]]]:
     """Scores of each picture by "input/method" and score, and seconds."""
     grid = pipe.config.mask_size
@@ -135,7 +141,8 @@ def measure(
 
 def table(size: int, found: dict[str, dict[str, list[float]]]) -> tuple[list[str], dict[str, object]]:
     """Lines of a markdown table, and the same as numbers."""
-    lines, numbers = [], {}
+    lines: list[str] = []
+    numbers: dict[str, object] = {}
 
     def interval(values: np.ndarray) -> tuple[float, float, float]:
         return float(values.mean()), *bootstrap_interval(values)

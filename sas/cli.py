@@ -54,6 +54,8 @@ class Sample:
     """Layers at most."""
     consensus: Literal["medoid", "mean"] | None = None
     """Rule for the mask kept of an ensemble."""
+    refine: bool | None = None
+    """What is seen of a mask follows the picture's edges; as the weights have it if left out."""
     batch_size: int = 64
     """Most masks (pictures x members) in one call of the network."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -375,6 +377,7 @@ def _sample(options: Sample) -> int:
         mode=options.mode,
         max_layers=options.max_layers,
         consensus=options.consensus,
+        refine=options.refine,
     )
     bad = [outcome for outcome in outcomes if outcome.cause is not None]
     if bad and options.debug:

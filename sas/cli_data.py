@@ -119,8 +119,7 @@ def convert(options: Convert) -> int:
     scenes = open_scenes(options)
     chosen = (scenes[place] for place in _places(scenes, options.limit))
     if options.to == "project":
-        least = getattr(scenes, "min_overlap", 0.01)
-        count = write_project(out, chosen, min_overlap=least, generator=f"sas data convert {options.path}")
+        count = write_project(out, chosen, min_overlap=0.01, generator=f"sas data convert {options.path}")
     else:
         writers: dict[str, Any] = {"sas": write_sas_folders, "cocoa": write_cocoa, "kins2020": write_kins2020}
         count = writers[options.to](out, chosen)

@@ -102,7 +102,9 @@ class DataSettings(Settings):
             raise ValueError(f'layers must be "all" or a positive number, got {self.layers}: pass 1 or more')
         if not 0 <= self.objects[0] <= self.objects[1] or self.objects[1] < 1:
             raise ValueError(f"objects must be (fewest, most) with most >= 1, got {self.objects}: fix the range")
-        reading = ("format", "images", "fields", "annotators", "regions", "validation", "validation_images", "augment")
+        reading = (
+            "format", "images", "fields", "annotators", "regions", "validation", "validation_images", "shuffle_buffer", "augment",
+        )  # fmt: skip
         idle = [name for name in reading if getattr(self, name) != type(self).model_fields[name].default]
         if not self.scenes and idle:
             raise ValueError(f"{idle[0]} has no effect without scenes: set scenes, or remove it")
@@ -251,6 +253,8 @@ class SamplingSettings(Settings):
     """Soft mask above which a pixel of a member is set."""
     void_area: float = Field(0.0025, ge=0, lt=1)
     """Share of the grid below which a member is void."""
+    refine: bool = True
+    """What is seen of a mask follows the picture's edges when it is brought to the picture's size."""
     merge_disjoint: bool = True
     """A layer that shares no pixel with the one before belongs to that one."""
     stop_threshold: float = Field(0.5, gt=0, le=1)

@@ -318,6 +318,8 @@ def run_check(
         if not error.told:
             report.defects.append(Defect("error", "unreadable", str(error), "refuse"))
             tell(report.defects[-1])
+        if out is not None:
+            _write_report(out, report, None)
         write(str(report))
         return UNREADABLE
     if out is not None:

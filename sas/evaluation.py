@@ -29,6 +29,7 @@ from sas.data.composer import Composer
 from sas.data.folders import ProjectFolder, open_scenes
 from sas.factory import build_composer, open_data
 from sas.io import InputError, atomic_write_bytes, sha256_pixels
+from sas.order import DEFAULT_MIN_OVERLAP
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 from sas.scene import Scene, collate
@@ -52,6 +53,7 @@ RULES = (
     f"An instance counts as occluded if more than {OCCLUDED_ABOVE:.0%} of its amodal area is hidden.",
     "Invisible-part IoU compares both masks without the instance's visible pixels; an unmatched instance scores 0.",
     "Order accuracy is over pairs of which one occludes the other: both must be matched, and the front one's layer smaller.",
+    "Where the truth is unknown pixels are left out; scenes with objects that nobody lists count no layers and no false layers.",
     "Scenes whose order is unknown have no layers: they enter foreground IoU, miou full and seconds per image alone.",
     "Seconds per image is the median; a batch's time is shared equally among its images, and reading them is left out.",
     "Scores named true cumulative are at mask resolution, each layer drawn behind the true cumulative mask.",
@@ -281,7 +283,17 @@ def _add_scene(digest: Any, scene: Scene) -> None:
     """Pixels, masks and order of one scene: two data sets with one hash ask the same question."""
     order = b"unknown" if scene.order_matrix is None else np.packbits(scene.order_matrix).tobytes()
     digest.update(f"{sha256_pixels(scene.image)}:{len(scene)}:".encode())
-    for part in (np.packbits(scene.amodal_masks).tobytes(), order):
+    parts = [np.packbits(scene.amodal_masks).tobytes(), order]
+    # What most scenes do not have is left out, so that their hash stays what it was.
+    if scene.visible_masks is not None:
+        parts.append(b"visible" + np.packbits(scene.visible_masks).tobytes())
+    if scene.min_overlap != DEFAULT_MIN_OVERLAP:
+        parts.append(f"min_overlap {scene.min_overlap!r}".encode())
+    if scene.known is not None:
+        parts.append(b"known" + np.packbits(scene.known).tobytes())
+    if not scene.complete:
+        parts.append(b"incomplete")
+    for part in parts:
         digest.update(hashlib.sha256(part).digest())
 
 
@@ -350,20 +362,33 @@ def _stop_calibration(probabilities: list[np.ndarray]) -> Score:
 
 
 def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
-    """All raw scores of one scene; a scene without order has order-free ones only."""
+    """All raw scores of one scene; a scene without order has order-free ones only, one that is not complete none that count layers.
+
+    Pixels whose truth is unknown are left out on both sides.
+    """
     shape = (0, scene.height, scene.width)
     found = [instance["segmentation"] for instance in result.instances]
-    instances = np.stack(found) if found else np.zeros(shape, dtype=bool)
-    predicted = result.masks_full()
+    known = np.ones(shape[1:], dtype=bool) if scene.known is None else scene.known
+    instances = (np.stack(found) if found else np.zeros(shape, dtype=bool)) & known
+    predicted = result.masks_full() & known
+    scene = (
+        replace(scene, amodal_masks=scene.amodal_masks & known, visible_masks=scene.visible & known)
+        if (scene.known is not None and scene.order_matrix is not None)
+        else scene
+    )
     row: dict[str, Any] = {
-        "foreground_iou": metrics.foreground_iou(predicted, scene.amodal_masks),
+        "foreground_iou": metrics.foreground_iou(predicted, scene.amodal_masks & known),
         "instance_ious": np.where(
-            scene.amodal_masks.any(axis=(1, 2)), metrics.instance_ious(instances, scene.amodal_masks), np.nan
+            scene.amodal_masks.any(axis=(1, 2)), metrics.instance_ious(instances, scene.amodal_masks & known), np.nan
         ),
     }
     if scene.order_matrix is None:
         return row
     true = scene.layer_masks
+    if scene.complete:
+        row["objects"] = len(scene)
+        row["false_layers"] = metrics.false_layers(predicted, true)
+        row["layer_count_error"] = metrics.layer_count_error(len(predicted), len(true))
     depth = np.array([instance["layer"] for instance in result.instances], dtype=np.int64)
     return {
         **row,
@@ -373,9 +398,6 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
             for k, t in enumerate(true)
         ],
         "layer_aps": metrics.layer_average_precisions(result.probability_full(), true),
-        "objects": len(scene),
-        "false_layers": metrics.false_layers(predicted, true),
-        "layer_count_error": metrics.layer_count_error(len(predicted), len(true)),
         "occlusion": metrics.occlusion_rate(scene.amodal_masks, scene.visible),
         "invisible_ious": metrics.invisible_ious(
             instances, scene.amodal_masks, scene.visible, occluded_above=OCCLUDED_ABOVE
@@ -408,10 +430,11 @@ def aggregate(rows: Sequence[dict[str, Any]]) -> dict[str, Score]:
         scores["invisible_iou"] = _instance_mean([row["invisible_ious"] for row in ordered])
         scores["invisible_iou_pooled"] = _ratio([row["invisible_counts"] for row in ordered])
         scores["order_accuracy"] = _ratio([row["pairs"] for row in ordered if row["pairs"][1]])
-        scores["layer_count_error"] = _mean([row["layer_count_error"] for row in ordered])
-        scores["layer_count_exact"] = _mean([row["layer_count_error"] == 0 for row in ordered])
-        scores["false_layers"] = _mean([row["false_layers"] for row in ordered])
-        few = [row["false_layers"] > 0 for row in ordered if row["objects"] <= 1]
+        complete = [row for row in ordered if "objects" in row]
+        scores["layer_count_error"] = _mean([row["layer_count_error"] for row in complete])
+        scores["layer_count_exact"] = _mean([row["layer_count_error"] == 0 for row in complete])
+        scores["false_layers"] = _mean([row["false_layers"] for row in complete])
+        few = [row["false_layers"] > 0 for row in complete if row["objects"] <= 1]
         scores["false_layers_at_most_one_object"] = _mean(few)
         for number, name in enumerate(metrics.bin_names()):
             scores[f"instance_iou_occluded_{name}"] = _instance_mean(

@@ -15,15 +15,16 @@ from sas.data.atlas import Atlas
 from sas.data.augment import Augmentation
 from sas.data.backgrounds import load_backgrounds, render_backgrounds
 from sas.data.composer import Composer, SceneStyle
-from sas.data.formats.registry import open_format
+from sas.data.formats.registry import FORMATS, open_format
 from sas.data.shards import Shards
 from sas.data.solids import FAMILIES
 from sas.data.source import Prefetcher, SceneLoader, SceneSource
 from sas.data.split import Part, cutout_part, part_of, split_hash
 from sas.diffusion import DiffusionObjective, MaskCodec
-from sas.io import find_images
+from sas.io import InputError, find_images
 from sas.items import Corruption
 from sas.models import ConcatUNet, SplitDenoiser
+from sas.order import DEFAULT_MIN_OVERLAP
 from sas.pipeline import SASPipeline
 from sas.scene import Scene
 from sas.seeding import derive_seed
@@ -130,6 +131,7 @@ def build_pipeline(config: Config, model: ConcatUNet | SplitDenoiser, *, model_i
         consensus=sampling.consensus,
         threshold=sampling.threshold,
         void_area=sampling.void_area,
+        refine=sampling.refine,
         merge_disjoint=sampling.merge_disjoint,
         stop_head=config.model.name == "split",
         stop_threshold=sampling.stop_threshold,
@@ -221,6 +223,10 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         path, images = data.validation, data.validation_images or data.images
     if path is None:
         raise ConfigError("data.scenes must name scenes on disk, got nothing: set it")
+    if data.min_overlap != DEFAULT_MIN_OVERLAP and "min_overlap" not in FORMATS[data.format].options:
+        raise ConfigError(
+            f"data.min_overlap has no effect with format {data.format}, whose scenes bring their own, got {data.min_overlap}: remove it"
+        )
     return open_format(
         path,
         format=data.format,
@@ -233,10 +239,20 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
     )
 
 
+def _check_order(scenes: Sequence[Scene], data: DataSettings) -> None:
+    """InputError before anything is built if the first scene has no layers to train on."""
+    if scenes[0].order_matrix is None:
+        raise InputError(
+            f"data.scenes {data.scenes} must say who is in front, got scenes without order (format {data.format}); name the fields of visible "
+            "masks or ranks in data.fields, add an order to the files, or use this set for evaluation alone"
+        )
+
+
 def check_data(data: DataSettings) -> str:
     """Look at the data of a configuration without loading it all; returns what there is, in words."""
     if data.scenes:
         scenes = open_data(data)
+        _check_order(scenes, data)
         return f"{len(scenes)} scenes in {data.scenes}, first one {scenes[0].width}x{scenes[0].height}"
     sprites = f"{data.classes} rendered classes with {data.views} views"
     if data.cutouts:
@@ -255,6 +271,7 @@ def build_source(config: Config, *, device: torch.device | str = "cpu") -> Scene
     source: SceneSource
     if data.scenes:
         scenes = open_data(data, seed=training.seed)
+        _check_order(scenes, data)
         source = SceneLoader(
             scenes,
             seed=training.seed,

@@ -218,7 +218,7 @@ class SASPipeline(DiffusionPipeline):
         max_layers: layers at most. mode: "diffusion" draws samples; "marginal" takes one step from noise, which gives the mean.
         batch_size: most masks (images x members) in one call of the network; memory grows with it, results do not change.
         initial_layers: bool (K, H, W) masks of layers already known, nearest first (for one image); sampling goes on behind them.
-        refine: masks at the picture's size follow its edges where they are seen (see `sas.refine`; needs the extra `refine`).
+        refine: masks at the picture's size follow its edges where they are seen (see `sas.refine`).
         output_type: "result" gives a LayeredResult; "np", "pt", "pil" give its layer masks (K, H, W) as bool arrays, bool tensors
         or lists of 8-bit pictures. return_dict=False: a tuple around it.
         callback_on_step_end: as in diffusers, `callback(pipe, step, timestep, {"latents": x_t})`, may return changed latents.

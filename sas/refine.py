@@ -2,7 +2,7 @@
 
 Masks come from a coarse grid, so their outlines are off by up to a cell. Where an object is seen, the picture shows the true outline,
 and a guided filter (He, Sun, Tang: Guided Image Filtering, TPAMI 2013) moves the mask's edge onto it. Behind other objects the picture
-shows their outlines and not this one's, so there the mask stays as it was resampled. Needs the extra `refine` (kornia).
+shows their outlines and not this one's, so there the mask stays as it was resampled.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from torch.nn import functional
 
 from sas.masks import check_shape
@@ -19,8 +20,10 @@ from sas.masks import check_shape
 RADIUS_CELLS = 2.5
 EPS = 1e-5
 FINEST_CELL = 4
+LARGEST = 1536
 """Radius of the filter's window in cells of the mask grid, and its `eps`, chosen on composed scenes of validation seeds
-(benchmarks/upsampling.py). Cells of more pixels than the last are filtered on a thinned grid: time grows with the picture alone."""
+(benchmarks/upsampling.py). Cells of more pixels than FINEST_CELL are filtered on a thinned grid, and pictures with a longer side than
+LARGEST are refined at that size, so that neither time nor memory grows without bound."""
 
 
 class RefineError(ImportError):
@@ -63,6 +66,13 @@ def refine_soft(
     maps = torch.from_numpy(probabilities.astype(np.float32))
     if not size["k"] or not maps.any():
         return maps.numpy()
+    scale = LARGEST / max(size["h"], size["w"])
+    if scale < 1:
+        height, width = max(1, round(size["h"] * scale)), max(1, round(size["w"] * scale))
+        few = functional.interpolate(maps[None], size=(height, width), mode="area")[0].numpy()
+        small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+        found = torch.from_numpy(refine_soft(few, small, cell=cell * scale, radius=radius, eps=eps))
+        return functional.interpolate(found[None], size=(size["h"], size["w"]), mode="bilinear")[0].numpy()
     guide = rearrange(torch.from_numpy(image.astype(np.float32)), "h w c -> 1 c h w") / 255
     guide = guide - guide.mean(dim=(-2, -1), keepdim=True)  # variances of float32 lose digits far from zero
     shown = _guided(_visible_parts(maps), guide, reach=max(1, round(radius * cell)), cell=cell, eps=eps)
@@ -80,7 +90,7 @@ def require() -> ModuleType:
         import kornia.filters  # takes a second, so only when it is needed
     except ImportError as error:
         raise RefineError(
-            'refine needs the package kornia, which is not installed: pip install "sas-amodal[refine]", or pass refine=False'
+            'refine needs the package kornia, which is not installed: pip install "kornia>=0.9", or pass refine=False'
         ) from error
     return kornia.filters
 

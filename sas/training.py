@@ -310,7 +310,10 @@ class Trainer:
         self._window = dict(state["window"])
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        changed = changed_fields(checkpoint.state["config"], self.config.model_dump(mode="json"))
+        # A run that was begun before a field was there had its default.
+        own = Config().model_dump(mode="json")
+        before = {section: {**own.get(section, {}), **fields} for section, fields in checkpoint.state["config"].items()}
+        changed = changed_fields(before, self.config.model_dump(mode="json"))
         refused = {name: pair for name, pair in changed.items() if not name.startswith(MAY_CHANGE)}
         if refused:
             listing = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in refused.items())

@@ -338,7 +338,7 @@ def test_stated_pairs_both_ways_are_mutual(picture: Path) -> None:
 def test_pairs_with_unknown_objects_or_oneself_say_nothing() -> None:
     raw = RawScene("p", Path("x.png"), two(), pairs=(("1", "9"), ("9", "2"), ("1", "1"), ("1", "2")))
     told: list[str] = []
-    order = infer_order(raw, raw.objects, np.stack([LEFT, RIGHT]), None, lambda *defect: told.append(defect[1]))
+    order = infer_order(raw, raw.objects, np.stack([LEFT, RIGHT]), [None, None], lambda *defect: told.append(defect[1]))
     assert order is not None and order.tolist() == [[False, True], [False, False]] and told == []
 
 

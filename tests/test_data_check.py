@@ -423,7 +423,8 @@ def test_a_set_that_cannot_be_read_at_all_has_status_2(tmp_path: Path) -> None:
     broken.fails_on_file = True
     status, told = lines_of(broken, repair=tmp_path / "copy")
     assert status == 2 and "annotations x.json are damaged at byte 7" in told[0]
-    assert not (tmp_path / "copy").exists() and not (tmp_path / "report").exists()
+    assert not (tmp_path / "copy").exists()
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["errors"] == 1
 
 
 # ---------------------------------------------------------------------- the files of COCOA and KINS

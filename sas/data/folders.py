@@ -85,7 +85,10 @@ class ProjectFolder(LazyScenes):
         entry = json.loads(self.lines[index])
         where = f"{self.path}/scenes.jsonl line {index + 1}"
         return scene_from_entry(
-            entry, image=read_image(self.path / entry["file"]), min_overlap=self.min_overlap, where=where
+            entry,
+            image=read_image(self.path / entry["file"]),
+            min_overlap=entry.get("min_overlap", self.min_overlap),
+            where=where,
         )
 
 
@@ -100,7 +103,10 @@ def write_project(
         for scene in scenes:
             file = f"images/{new_id(scene, taken)}.png"
             Image.fromarray(scene.image).save(folder / file)
-            lines.append(json.dumps(scene_entry(scene, file), allow_nan=False))
+            entry = scene_entry(scene, file)
+            if scene.min_overlap != min_overlap:
+                entry["min_overlap"] = scene.min_overlap  # its layers depend on it
+            lines.append(json.dumps(entry, allow_nan=False))
         text = "".join(line + "\n" for line in lines).encode()
         (folder / "scenes.jsonl").write_bytes(text)
         info = {

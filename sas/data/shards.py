@@ -122,6 +122,10 @@ class Shards(LazyScenes):
     CRC-32, and the size of every shard when the folder is opened; InputError names the shard.
     """
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open files cannot be sent to another process: it opens its own."""
+        return Shards, (self.path,)
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.info: dict[str, Any] = read_json(self.path / "shards.json")

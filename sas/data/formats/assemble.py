@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from sas.data.formats.raw import Action, Defect, RawObject, RawScene, Severity
 from sas.data.formats.segmentation import BadSegmentation, decode
 from sas.io import InputError, read_image
 from sas.masks import overlap_areas
-from sas.order import DEFAULT_MIN_OVERLAP, contested_area
+from sas.order import DEFAULT_MIN_OVERLAP
 from sas.scene import Scene
 
+_Masks = tuple[np.ndarray, np.ndarray | None]
+"""Amodal and visible mask of an object."""
 Tell = Callable[[Severity, str, str, Action, str], None]
 """Takes a defect: severity, code, words, action, object."""
 
@@ -87,45 +90,53 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
         return None, defects
 
     # 2. The masks of each object.
-    found = {
-        place: masks for place, one in enumerate(raw.objects) if (masks := _masks(raw, one, image.shape[:2], tell))
-    }
-    kept = [raw.objects[place] for place in found]
-    told = {defect.object: defect for defect in defects if defect.action == "drop"}
-    lost = [one for place, one in enumerate(raw.objects) if place not in found and told[one.id].code not in _NOT_SHOWN]
-    unseen = sum(defect.code == "invisible" for defect in defects)
+    read = [_masks(raw, one, image.shape[:2], tell) for one in raw.objects]
+    kept = [one for one, masks in zip(raw.objects, read, strict=True) if isinstance(masks, tuple)]
+    found = [masks for masks in read if isinstance(masks, tuple)]
+    lost = [masks for masks in read if masks == "lost"]
     amodal = np.zeros((len(kept), *image.shape[:2]), dtype=bool)
-    for row, (full, _) in enumerate(found.values()):
+    for row, (full, _) in enumerate(found):
         amodal[row] = full
-    known = [seen for _, seen in found.values() if seen is not None]
-    visible = np.stack(known) if known and len(known) == len(kept) else None
+    seen = [visible for _, visible in found]
+    whole = [visible for visible in seen if visible is not None]
+    visible_masks = np.stack(whole) if whole and len(whole) == len(kept) else None
 
     # 3. Who is in front.
     scene = Scene(
         image=image,
         amodal_masks=amodal,
-        order_matrix=infer_order(raw, kept, amodal, visible, tell, min_overlap=min_overlap),
+        order_matrix=infer_order(raw, kept, amodal, seen, tell, min_overlap=min_overlap),
         names=tuple(one.name for one in kept),
         id=raw.id,
-        visible_masks=visible,
+        visible_masks=visible_masks,
         min_overlap=min_overlap,
         source=str(raw.image),
-        dropped=unseen,
+        dropped=read.count("unseen"),
         complete=not lost,
+        known=_known(raw, image.shape[:2], found) if lost else None,
     )
     if scene.order_matrix is None:
         return scene, defects
     if cut := scene.assignment.cut_edges:
         words = ", ".join(f"{kept[i].id} in front of {kept[j].id}" for i, j in cut)
         tell("warning", "order-cycle", f"the order runs in a circle; for the layers it is cut at {words}", "repair")
-    for one, seen in zip(kept, scene.visible, strict=True):
-        if not seen.any():
+    for one, part in zip(kept, scene.visible, strict=True):
+        if not part.any():
             tell("warning", "invisible", "no pixel of the object is visible behind those in front", "drop", one.id)
     return scene.drop_invisible(), defects
 
 
-_NOT_SHOWN = ("mask-empty", "invisible")
-"""Codes of dropped objects that the picture does not show, so that the scene is as complete without them."""
+def _known(raw: RawScene, size: tuple[int, ...], found: Sequence[_Masks]) -> np.ndarray:
+    """Where the truth is known although objects were left out: bool (H, W), False where crowds are, but for what is seen there."""
+    known = np.ones(size, dtype=bool)
+    for one in raw.objects:
+        if one.crowd:
+            with suppress(BadSegmentation):
+                known &= ~decode(one.amodal, *size)[0]
+    for _, visible in found:
+        if visible is not None:
+            known |= visible
+    return known
 
 
 def _picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
@@ -149,19 +160,20 @@ def _picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
 
 def _masks(
     raw: RawScene, one: RawObject, size: tuple[int, ...], tell: Tell
-) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Amodal and visible mask (None if unknown) of an object, bool (H, W); None if it is dropped, which is told."""
+) -> _Masks | Literal["lost", "unseen", "empty"]:
+    """Amodal and visible mask (None if unknown) of an object, bool (H, W); if it is dropped, which is told, what it was: an object
+    that the picture shows, one that it does not show, or none."""
     height, width = size
     if one.crowd:
         tell("warning", "crowd", "a crowd region is not one object", "drop", one.id)
-        return None
+        return "lost"
     try:
         full, notes = decode(one.amodal, height, width)
         seen = _part("visible", one.visible, height, width)
         hidden = _part("invisible", one.invisible, height, width)
     except BadSegmentation as error:
         tell("error", error.code, str(error), "drop", one.id)
-        return None
+        return "lost"
     for severity, code, words, action in notes:
         tell(severity, code, words, action, one.id)
     if seen is None and hidden is not None:
@@ -176,10 +188,10 @@ def _masks(
         full = full | seen
     if not full.any():
         tell("warning", "mask-empty", "the amodal mask has no pixel in the picture", "drop", one.id)
-        return None
+        return "empty"
     if seen is not None and not seen.any():
         tell("warning", "invisible", "no pixel of the object is visible", "drop", one.id)
-        return None
+        return "unseen"
     if one.stuff and full.mean() > COVERS_ALL:
         tell("warning", "covers-all", f"a region of stuff covers {full.mean():.0%} of the picture", "keep", one.id)
     return full, seen
@@ -199,13 +211,14 @@ def infer_order(
     raw: RawScene,
     objects: Sequence[RawObject],
     amodal: np.ndarray,
-    visible: np.ndarray | None,
+    visible: Sequence[np.ndarray | None],
     tell: Tell,
     *,
     min_overlap: float = 0.0,
 ) -> np.ndarray | None:
     """Order matrix (N, N) of the kept objects by the rule of this module, None if the format has no order.
 
+    amodal: bool (N, H, W). visible: bool (H, W) of each object, None where it is not known.
     `tell(severity, code, words, action, object)` takes the defects; nothing is told of two objects that share at most `min_overlap` of either.
     """
     if not raw.ordered:
@@ -218,7 +231,6 @@ def infer_order(
             order[place[front], place[behind]] = True
     stated = order | order.T
     shared = overlap_areas(amodal) if count else np.zeros((0, 0), dtype=np.int64)
-    contested = contested_area(amodal, visible) if visible is not None and count else None
     areas = np.diagonal(shared)
     counts = shared > min_overlap * np.minimum(areas[:, None], areas[None, :])
     for i in range(count):
@@ -226,7 +238,7 @@ def infer_order(
             if not shared[i, j] and not stated[i, j]:
                 continue
             by_rank = _by_rank(objects[i], objects[j])
-            by_sight = 0 if contested is None else int(np.sign(contested[i, j] - contested[j, i]))
+            by_sight = _by_sight(amodal[i] & amodal[j], visible[i], visible[j])
             if stated[i, j]:
                 chosen = 0 if order[i, j] and order[j, i] else (1 if order[i, j] else -1)
             else:
@@ -246,6 +258,22 @@ def infer_order(
                 )
                 tell("warning", "order-conflict", words, "keep", a.id)
     return order
+
+
+def _by_sight(shared: np.ndarray, a: np.ndarray | None, b: np.ndarray | None) -> int:
+    """1 if a is the one seen on most of the shared pixels, -1 if b is, 0 if nothing says. One visible mask is enough: what it
+    does not show there is hidden by the other."""
+    seen_a = None if a is None else int((shared & a).sum())
+    seen_b = None if b is None else int((shared & b).sum())
+    total = int(shared.sum())
+    if seen_a is None and seen_b is None:
+        return 0
+    return int(
+        np.sign(
+            (total - (seen_b or 0) if seen_a is None else seen_a)
+            - (total - (seen_a or 0) if seen_b is None else seen_b)
+        )
+    )
 
 
 def _by_rank(a: RawObject, b: RawObject) -> int:

@@ -117,8 +117,8 @@ class CocoScenes(AnnotatedScenes):
         self.path = Path(path)
         if preset not in PRESETS:
             raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}; {_meant(preset, PRESETS)}")
-        self.preset = PRESETS[preset]
-        self.asked = {**self.preset.fields, **checked_fields(fields)}
+        self._preset = preset
+        self.asked = {**PRESETS[self._preset].fields, **checked_fields(fields)}
         self.fields = {word: name for word, name in {**COCO, **self.asked}.items() if name}
         for word in ("amodal", "id", "image_id", "file_name"):
             if word not in self.fields:
@@ -191,7 +191,7 @@ class CocoScenes(AnnotatedScenes):
             amodal=self._get(record, "amodal"),
             visible=self._get(record, "visible"),
             invisible=self._get(record, "invisible"),
-            rank=None if rank == self.preset.no_rank else rank,
+            rank=None if rank == PRESETS[self._preset].no_rank else rank,
             group=str(self._get(record, "group", "")),
             stuff=truth(self._get(record, "stuff")),
             crowd=truth(self._get(record, "crowd")),
@@ -245,6 +245,8 @@ def find_picture(folder: Path, name: str) -> Path:
     name = name.replace("\\", "/")
     last = folder / PurePosixPath(name).name
     whole = folder / name
+    if not whole.resolve().is_relative_to(folder.resolve()):
+        return last  # a name may not lead out of the folder
     return last if last.is_file() and not whole.is_file() else whole
 
 

@@ -246,7 +246,9 @@ class _Folder:
 
     def read(self, index: int) -> Drawing:
         file = self.files[index]
-        pictures = [self.images / f"{file.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+        pictures = [
+            self.images / f"{file.stem}{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())
+        ]
         found = next((picture for picture in pictures if picture.is_file()), self.images / f"{file.stem}.jpg")
         return scene_id(file.stem), found, None, _read(file)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import warnings
 from collections import Counter
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -142,13 +141,11 @@ def _labelme_outline(shape: Any, size: Size | None) -> list[list[float]] | np.nd
 def _labelme_mask(text: Any, width: int, height: int) -> np.ndarray:
     """bool (height, width) of a PNG in base64."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",))
-            if picture.size != (width, height):  # read from the header, before a pixel is unpacked
-                found = f"{picture.width}x{picture.height}"
-                raise BadSegmentation("mask-size", f"the mask has {found} pixels, its box {width}x{height}")
-            return np.asarray(picture.convert("L")) > 0
+        picture = Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",))
+        if picture.size != (width, height):  # read from the header, before a pixel is unpacked
+            found = f"{picture.width}x{picture.height}"
+            raise BadSegmentation("mask-size", f"the mask has {found} pixels, its box {width}x{height}")
+        return np.asarray(picture.convert("L")) > 0
     except (TypeError, binascii.Error, OSError, SyntaxError, Image.DecompressionBombError, Warning) as error:
         raise BadSegmentation("mask-damaged", f"the mask must be a PNG in base64 ({error})") from error
 

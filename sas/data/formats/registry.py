@@ -16,7 +16,7 @@ from sas.data.formats.mask_folder import MaskFolders
 from sas.data.formats.polygons import CvatScenes, LabelmeScenes
 from sas.data.modal import PartialCompletion
 from sas.data.shards import Shards
-from sas.io import IMAGE_SUFFIXES, InputError
+from sas.io import InputError
 from sas.scene import Scene
 
 
@@ -74,15 +74,15 @@ def open_format(path: str | Path, *, format: str = "auto", **options: Any) -> Se
     strange = [name for name in given if name not in chosen.options and name not in ("min_overlap", "seed")]
     if strange:
         raise InputError(f"{strange[0]} has no effect with format {format}, got {given[strange[0]]!r}; remove it")
-    if not Path(path).exists():
+    if format != "auto" and not Path(path).exists():
         raise InputError(f"{format} data {path} must exist, found nothing; check the path")
     if chosen.one_file:
-        path = _annotation_file(Path(path))
+        path = _annotation_file(Path(path), format)
     return chosen.open(path, **{name: value for name, value in given.items() if name in chosen.options})
 
 
-def _annotation_file(path: Path) -> Path:
-    """The one JSON file of a folder, as the writers leave it; the path itself otherwise, and where each picture has a file."""
+def _annotation_file(path: Path, format: str) -> Path:
+    """The one JSON file of a folder, as the writers leave it; the path itself otherwise. A folder of COCOA may hold a file a picture."""
     files = sorted(path.glob("*.json")) if path.is_dir() else []
-    alone = len(files) == 1 and not any(files[0].with_suffix(suffix).exists() for suffix in IMAGE_SUFFIXES)
+    alone = len(files) == 1 and (format != "cocoa" or files[0].name.startswith("COCO_amodal"))
     return files[0] if alone else path

@@ -243,7 +243,7 @@ def _check_order(scene: Scene, raw: RawScene, order: np.ndarray, seen: np.ndarra
     """Refuse a scene whose order would be read back as another one. Objects that show no pixel are not read."""
     kept = np.flatnonzero(area(seen) > 0)
     objects = [raw.objects[i] for i in kept]
-    read = infer_order(raw, objects, scene.amodal_masks[kept], seen[kept], lambda *_: None)
+    read = infer_order(raw, objects, scene.amodal_masks[kept], list(seen[kept]), lambda *_: None)
     assert read is not None
     wrong = np.argwhere(read != order[np.ix_(kept, kept)])
     if len(wrong):
