@@ -3,7 +3,7 @@
     python benchmarks/protocols.py [--weights results/ablation/runs/monolithic-0/pipeline] [--scenes 8] [--out results/protocols.json]
 
 The official protocol: three members one after the other, 1000 steps of DDPM a layer, one mask in a call. Ours: the same members in
-one call, 4 steps of DDIM. Same network (the concatenating UNet of `benchmarks/ablation.py`, at most a million parameters, 32 x 32), same scenes, same
+one call, 4 steps of DDIM. Same network (the concatenating UNet of `benchmarks/ablation.py`, 32 x 32), same scenes, same
 consensus, until the network finds nothing. Without weights the network is trained first, as the ablation trains it.
 """
 

@@ -136,7 +136,7 @@ def reduce_by_area(masks: Array, factor: int) -> Array:
         )
     if factor == 1:
         return masks
-    if isinstance(masks, torch.Tensor) and masks.ndim > 2:
+    if isinstance(masks, torch.Tensor) and masks.ndim > 2 and masks.numel():
         share = functional.avg_pool2d(masks.flatten(0, -3).float(), factor)  # ten times faster than a sum over cells
         return (share > 0.5).unflatten(0, masks.shape[:-2])
     cells = rearrange(masks, "... (h fh) (w fw) -> ... h w fh fw", fh=factor, fw=factor)
