@@ -253,6 +253,8 @@ def check_data(data: DataSettings) -> str:
     if data.scenes:
         scenes = open_data(data)
         _check_order(scenes, data)
+        if data.validation:
+            open_data(data, validation=True)
         return f"{len(scenes)} scenes in {data.scenes}, first one {scenes[0].width}x{scenes[0].height}"
     sprites = f"{data.classes} rendered classes with {data.views} views"
     if data.cutouts:
@@ -272,6 +274,8 @@ def build_source(config: Config, *, device: torch.device | str = "cpu") -> Scene
     if data.scenes:
         scenes = open_data(data, seed=training.seed)
         _check_order(scenes, data)
+        if data.validation:
+            open_data(data, validation=True)  # a wrong path is told now and not at the first validation
         source = SceneLoader(
             scenes,
             seed=training.seed,

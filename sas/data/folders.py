@@ -46,7 +46,7 @@ def open_scenes(path: str | Path) -> ProjectFolder | SASFolders | Shards:
     if SASFolders.layer_folders(path):
         return SASFolders(path)
     raise InputError(
-        f"data {path} holds neither dataset.json nor folders <id>_<layer>; write it with `sas compose --out {path}` or check the path"
+        f"data {path} holds neither dataset.json nor folders <id>_<layer>; name the format of annotations (`sas data formats` lists them), or check the path"
     )
 
 

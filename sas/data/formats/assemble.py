@@ -6,6 +6,7 @@ the shared pixels is the nearer one. Where two kinds disagree the stronger one w
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from sas.scene import Scene
 
 _Masks = tuple[np.ndarray, np.ndarray | None]
 """Amodal and visible mask of an object."""
+logger = logging.getLogger(__name__)
+
 Tell = Callable[[Severity, str, str, Action, str], None]
 """Takes a defect: severity, code, words, action, object."""
 
@@ -36,6 +39,7 @@ class AnnotatedScenes(Sequence[Scene], ABC):
     """Lazy scenes of an annotated data set: a picture is read when it is asked for."""
 
     min_overlap: float = DEFAULT_MIN_OVERLAP
+    _told: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -68,6 +72,7 @@ class AnnotatedScenes(Sequence[Scene], ABC):
         if not -len(self) <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
         scene, defects = self.inspect(index % len(self))
+        self._tell_once(defects)
         if scene is None:
             first = next(defect for defect in defects if defect.action == "refuse")
             raise InputError(
@@ -75,6 +80,13 @@ class AnnotatedScenes(Sequence[Scene], ABC):
                 "`sas data check PATH --format NAME --repair OUT`"
             )
         return scene
+
+    def _tell_once(self, defects: Sequence[Defect]) -> None:
+        """Say, the first time, that objects of the data are left out."""
+        lost = [defect for defect in defects if defect.severity == "error" and defect.action == "drop"]
+        if lost and not self._told:
+            self._told = True
+            logger.warning("%s; further ones are not told here: `sas data check` names them all", lost[0])
 
 
 def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tuple[Scene | None, list[Defect]]:
@@ -180,6 +192,9 @@ def _masks(
         seen = full & ~hidden
     if seen is None and raw.unoccluded_by_default:
         seen = full
+    if seen is not None and seen.any() and not full.any():
+        tell("error", "field", "the visible mask has pixels in the picture, the amodal mask has none", "drop", one.id)
+        return "lost"
     if seen is not None and (seen & ~full).any():
         share = float((seen & ~full).sum() / seen.sum())
         if share > ROUNDING:

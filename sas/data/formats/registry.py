@@ -73,7 +73,12 @@ def open_format(path: str | Path, *, format: str = "auto", **options: Any) -> Se
     chosen = FORMATS[format]
     strange = [name for name in given if name not in chosen.options and name not in ("min_overlap", "seed")]
     if strange:
-        raise InputError(f"{strange[0]} has no effect with format {format}, got {given[strange[0]]!r}; remove it")
+        cure = (
+            "name the format of the annotations, `sas data formats` lists them"
+            if format == "auto"
+            else "leave it out, or set it to None"
+        )
+        raise InputError(f"{strange[0]} has no effect with format {format}, got {given[strange[0]]!r}; {cure}")
     if format != "auto" and not Path(path).exists():
         raise InputError(f"{format} data {path} must exist, found nothing; check the path")
     if chosen.one_file:
