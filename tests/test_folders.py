@@ -153,7 +153,7 @@ def test_empty_set_and_other_folders_are_refused(tmp_path: Path) -> None:
     ):
         open_scenes(tmp_path / "none")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(InputError, match="photos holds neither dataset.json nor folders <id>_<layer>; write it with"):
+    with pytest.raises(InputError, match="photos holds neither dataset.json nor folders <id>_<layer>; name the format"):
         open_scenes(tmp_path / "photos")
     with pytest.raises(InputError, match="absent must be a folder, found nothing; check the path"):
         open_scenes(tmp_path / "absent")
