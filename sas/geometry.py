@@ -18,6 +18,11 @@ from torch.nn import functional
 PADDING_VALUE = 127  # uint8; the mid grey around an image that is not square
 
 
+def in_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 (...) -> float32 (...) in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Where the input lies on the model's grid. All lengths in pixels.
@@ -56,6 +61,10 @@ class Geometry:
 
     def to_model(self, image: np.ndarray) -> torch.Tensor:
         """Input image on the model's grid: uint8 (height, width, 3) RGB -> float32 (3, size, size) in [-1, 1]."""
+        return in_unit_range(torch.from_numpy(self.pixels(image)))
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """Input image on the model's grid, not yet as numbers for a network: uint8 (height, width, 3) RGB -> uint8 (3, size, size)."""
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
             raise ValueError(
                 f"image must be uint8 of shape ({self.height}, {self.width}, 3), got {image.dtype} {image.shape}: "
@@ -66,7 +75,7 @@ class Geometry:
         )
         canvas = np.full((self.size, self.size, 3), PADDING_VALUE, dtype=np.uint8)
         canvas[self.top : self.top + self.scaled_height, self.left : self.left + self.scaled_width] = np.asarray(scaled)
-        return rearrange(torch.from_numpy(canvas), "h w c -> c h w").float() / 127.5 - 1
+        return np.ascontiguousarray(rearrange(canvas, "h w c -> c h w"))
 
     def to_input(self, maps: torch.Tensor | np.ndarray) -> np.ndarray:
         """Maps on the mask grid brought to the input's frame: (..., mask_size, mask_size) -> (..., height, width).
@@ -100,21 +109,25 @@ class Geometry:
             raise ValueError(
                 f"masks must end in ({self.height}, {self.width}), got {masks.shape}: use the image's own frame"
             )
-        ratio = self.mask_size / self.size
-        box = [
-            round(v * ratio)
-            for v in (self.left, self.top, self.left + self.scaled_width, self.top + self.scaled_height)
-        ]
-        left, top, right, bottom = box[0], box[1], max(box[2], box[0] + 1), max(box[3], box[1] + 1)
+        window = self._window()
+        size = window[1].stop - window[1].start, window[0].stop - window[0].start
         result = np.zeros((len(masks), self.mask_size, self.mask_size), dtype=bool)
-        for i, mask in enumerate(masks):
-            share = Image.fromarray(mask.astype(np.float32)).resize((right - left, bottom - top), Image.Resampling.BOX)
-            result[i, top:bottom, left:right] = np.asarray(share) > 0.5
+        for i, mask in enumerate(masks.astype(np.float32)):
+            result[i][window] = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.BOX)) > 0.5
         return result
 
     def known(self) -> np.ndarray:
         """Cells of the mask grid that show the input and not padding: bool (mask_size, mask_size)."""
-        return self.masks_to_model(np.ones((1, self.height, self.width), dtype=bool))[0]
+        result = np.zeros((self.mask_size, self.mask_size), dtype=bool)
+        result[self._window()] = True
+        return result
+
+    def _window(self) -> tuple[slice, slice]:
+        """Rows and columns of the mask grid that the input fills, one of each at least."""
+        ratio = self.mask_size / self.size
+        ends = (self.left, self.top, self.left + self.scaled_width, self.top + self.scaled_height)
+        left, top, right, bottom = (round(end * ratio) for end in ends)
+        return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from einops import parse_shape, rearrange
+from einops import rearrange
 from torch.nn import functional
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -23,7 +23,7 @@ def check_shape(array: np.ndarray | torch.Tensor, pattern: str, *, name: str, **
     """
     axes = pattern.split()
     wrong = array.ndim != len(axes)
-    found = {} if wrong else parse_shape(array, " ".join("_" if axis.isdigit() else axis for axis in axes))
+    found = {axis: int(length) for axis, length in zip(axes, array.shape, strict=False) if not axis.isdigit()}
     if not wrong:
         wrong = any(found[axis] != length for axis, length in lengths.items() if axis in found)
         wrong = wrong or any(axis.isdigit() and array.shape[i] != int(axis) for i, axis in enumerate(axes))
@@ -81,7 +81,7 @@ def visible(amodal_masks: Array, order_matrix: Array) -> Array:
     check_shape(order_matrix, "n m", name="order_matrix", n=len(amodal_masks), m=len(amodal_masks))
     one_way = order_matrix & ~order_matrix.T
     count, height, width = amodal_masks.shape
-    if not count:
+    if not one_way.any():
         return amodal_masks
     flat = amodal_masks.reshape(count, height * width)
     if isinstance(flat, torch.Tensor):

@@ -10,6 +10,7 @@ masks at which i is the one seen. Ties are cut at the smallest (i, j). The cut e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -58,23 +59,36 @@ def contested_area(amodal_masks: np.ndarray, visible_masks: np.ndarray) -> np.nd
     return np.rint((seen * full) @ full.T).astype(np.int64)
 
 
-def layers_from_order(order_matrix: np.ndarray, *, weights: np.ndarray | None = None) -> LayerAssignment:
+def layers_from_order(
+    order_matrix: np.ndarray, *, weights: np.ndarray | Callable[[], np.ndarray] | None = None
+) -> LayerAssignment:
     """Layer of each instance; cycles are cut at their weakest edge (see the module's rule).
 
-    order_matrix: (N, N) bool without self-occlusion. weights: (N, N) numbers; without them every edge weighs the same.
+    order_matrix: (N, N) bool without self-occlusion. weights: (N, N) numbers, or a function that makes them if there is a cycle;
+    without them every edge weighs the same.
     """
     check_shape(order_matrix, "n m", name="order_matrix", n=len(order_matrix), m=len(order_matrix))
     if np.diagonal(order_matrix).any():
         i = int(np.flatnonzero(np.diagonal(order_matrix))[0])
         raise ValueError(f"order_matrix must be False on its diagonal, got True at ({i}, {i}): clear the diagonal")
-    graph = nx.DiGraph()
-    graph.add_nodes_from(range(len(order_matrix)))
-    graph.add_edges_from((int(i), int(j)) for i, j in np.argwhere(order_matrix))
-    cut = _break_cycles(graph, weights)
-    layer_index = np.zeros(len(order_matrix), dtype=np.int64)
-    for node in nx.topological_sort(graph):
-        layer_index[node] = max((layer_index[front] + 1 for front in graph.predecessors(node)), default=0)
+    cut: list[tuple[int, int]] = []
+    layer_index = _depths(order_matrix)
+    if layer_index is None:
+        graph = nx.from_numpy_array(order_matrix, create_using=nx.DiGraph)
+        cut = _break_cycles(graph, weights() if callable(weights) else weights)
+        layer_index = _depths(nx.to_numpy_array(graph, dtype=bool))
+        assert layer_index is not None  # nothing that is a cycle is left
     return LayerAssignment(layer_index=layer_index, cut_edges=tuple(cut))
+
+
+def _depths(order_matrix: np.ndarray) -> np.ndarray | None:
+    """Edges of the longest way to each instance from the front, (N,) int64; None if there is a cycle, where ways have no end."""
+    depth = np.zeros(len(order_matrix), dtype=np.int64)
+    for _ in range(len(order_matrix)):
+        before, depth = depth, np.max(order_matrix * (depth + 1)[:, None], axis=0)
+        if (depth == before).all():
+            return depth
+    return None if len(depth) else depth
 
 
 def _break_cycles(graph: nx.DiGraph, weights: np.ndarray | None) -> list[tuple[int, int]]:

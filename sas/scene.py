@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sas.geometry import Geometry
+from sas.geometry import Geometry, in_unit_range
 from sas.masks import area, check_mask, check_shape, cumulative, layer_masks, visible
 from sas.order import (
     DEFAULT_MIN_OVERLAP,
@@ -105,8 +105,7 @@ class Scene:
     @cached_property
     def assignment(self) -> LayerAssignment:
         """Layers of the objects, and the edges cut to break cycles."""
-        weights = contested_area(self.amodal_masks, self.visible)
-        assignment = layers_from_order(self.occlusion, weights=weights)
+        assignment = layers_from_order(self.occlusion, weights=lambda: contested_area(self.amodal_masks, self.visible))
         if assignment.cut_edges:
             logger.info(
                 "scene %s: cut %d edges of cycles: %s", self.id, len(assignment.cut_edges), assignment.cut_edges
@@ -226,28 +225,26 @@ def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> Scen
         raise ValueError("scenes must hold at least one scene, got none: pass a non-empty list")
     most = max(len(scene) for scene in scenes)
     batch = len(scenes)
-    image = torch.zeros(batch, 3, image_size, image_size)
-    masks = torch.zeros(batch, most, mask_size, mask_size, dtype=torch.bool)
-    layer_index = torch.full((batch, most), -1, dtype=torch.int64)
-    order = torch.zeros(batch, most, most, dtype=torch.bool)
-    known = torch.zeros(batch, 1, mask_size, mask_size, dtype=torch.bool)
+    pixels = np.empty((batch, 3, image_size, image_size), dtype=np.uint8)
+    masks = np.zeros((batch, most, mask_size, mask_size), dtype=bool)
+    layer_index = np.full((batch, most), -1, dtype=np.int64)
+    order = np.zeros((batch, most, most), dtype=bool)
+    known = np.zeros((batch, 1, mask_size, mask_size), dtype=bool)
     for b, scene in enumerate(scenes):
         n = len(scene)
         geometry = Geometry.fit(height=scene.height, width=scene.width, size=image_size, mask_size=mask_size)
-        image[b] = geometry.to_model(scene.image)
-        masks[b, :n] = torch.from_numpy(geometry.masks_to_model(scene.amodal_masks))
-        layer_index[b, :n] = torch.from_numpy(scene.layer_index)
-        order[b, :n, :n] = torch.from_numpy(scene.occlusion)
-        known[b, 0] = torch.from_numpy(
-            geometry.known() if scene.known is None else geometry.masks_to_model(scene.known[None])[0]
-        )
+        pixels[b] = geometry.pixels(scene.image)
+        masks[b, :n] = geometry.masks_to_model(scene.amodal_masks)
+        layer_index[b, :n] = scene.layer_index
+        order[b, :n, :n] = scene.occlusion
+        known[b] = geometry.known() if scene.known is None else geometry.masks_to_model(scene.known[None])
     return SceneBatch(
-        image=image,
-        amodal_masks=masks,
+        image=in_unit_range(torch.from_numpy(pixels)),
+        amodal_masks=torch.from_numpy(masks),
         counts=torch.tensor([len(scene) for scene in scenes]),
-        layer_index=layer_index,
-        order_matrix=order,
-        known=known,
+        layer_index=torch.from_numpy(layer_index),
+        order_matrix=torch.from_numpy(order),
+        known=torch.from_numpy(known),
         ids=tuple(scene.id for scene in scenes),
         alternatives=_collate_alternatives(scenes, most, image_size, mask_size),
         complete=None if all(scene.complete for scene in scenes) else torch.tensor([s.complete for s in scenes]),
