@@ -9,6 +9,7 @@ of a training loop as diffusers' examples write it on batches that are ready, of
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import statistics
 import tempfile
@@ -93,10 +94,7 @@ def main() -> None:
             objective.loss(trainer.model, ready, keys)["loss"].mean().backward()
             trainer.model.zero_grad()
 
-        class Ready:
-            def batch(self, step: int, positions: object) -> SceneBatch:
-                return ready
-
+        trainer._batches = (composer.batch(step, range(batch)) for step in itertools.count())
         rates = {
             "composer alone, scenes/s": rate(
                 lambda number: composer.batch(number, range(batch)), batch, options.rounds
@@ -105,7 +103,7 @@ def main() -> None:
             "plain diffusers loop": rate(plain_loop(config, ready, device), batch, options.rounds),
             "trainer with composer": rate(trainer._train_step, batch, options.rounds),
         }
-        trainer.source = Ready()  # type: ignore[assignment]
+        trainer._batches = itertools.repeat(ready)
         rates["trainer, batches ready"] = rate(trainer._train_step, batch, options.rounds)
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, device {device}, {options.config}")

@@ -94,7 +94,7 @@ class DataSettings(Settings):
     corruption_drop: float = Field(0.1, ge=0, le=1)
     """Probability of leaving an object out of a damaged cumulative mask."""
     workers: int = Field(0, ge=0, le=64)
-    """Threads that read scenes from disk, and one that reads a batch ahead; 0 reads in the training loop."""
+    """Processes that read scenes from disk ahead of training, for each training process; 0 reads in the training loop."""
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:

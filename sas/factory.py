@@ -18,7 +18,7 @@ from sas.data.composer import Composer, SceneStyle
 from sas.data.formats.registry import FORMATS, open_format
 from sas.data.shards import Shards
 from sas.data.solids import FAMILIES
-from sas.data.source import Prefetcher, SceneLoader, SceneSource
+from sas.data.source import SceneLoader, SceneSource
 from sas.data.split import Part, cutout_part, part_of, split_hash
 from sas.diffusion import DiffusionObjective, MaskCodec
 from sas.io import InputError, find_images
@@ -270,25 +270,21 @@ def check_data(data: DataSettings) -> str:
 def build_source(config: Config, *, device: torch.device | str = "cpu") -> SceneSource:
     """Where training reads from."""
     data, training = config.data, config.training
-    source: SceneSource
     if data.scenes:
         scenes = open_data(data, seed=training.seed)
         _check_order(scenes, data)
         if data.validation:
             open_data(data, validation=True)  # a wrong path is told now and not at the first validation
-        source = SceneLoader(
+        return SceneLoader(
             scenes,
             seed=training.seed,
             batch_size=training.batch_size,
             image_size=data.image_size,
             mask_size=data.mask_size,
-            workers=data.workers,
             buffer=data.shuffle_buffer if isinstance(scenes, Shards) else None,
             augmentation=Augmentation.of(data.augment) if data.augment else None,
         )
-    else:
-        source = build_composer(data, seed=training.seed, atlas_seed=training.seed, device=device)
-    return Prefetcher(source) if data.workers else source
+    return build_composer(data, seed=training.seed, atlas_seed=training.seed, device=device)
 
 
 def build_validation(config: Config) -> SceneSource:

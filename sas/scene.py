@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -189,11 +189,17 @@ class SceneBatch:
     def __len__(self) -> int:
         return len(self.image)
 
-    def to(self, device: torch.device | str) -> SceneBatch:
-        moved: dict[str, Any] = {
-            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)
-        }
-        return replace(self, **moved)
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SceneBatch:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> SceneBatch:
+        """A copy in page-locked memory, from which a GPU copies while the CPU goes on."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SceneBatch:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        changed: dict[str, Any] = {name: change(value) for name, value in tensors.items()}
+        return replace(self, **changed)
 
     @property
     def layer_counts(self) -> torch.Tensor:

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from sas.checkpoint import (
     set_aside_checkpoints,
 )
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
+from sas.data.source import read_ahead
 from sas.distributed import make_accelerator, share, sum_over_processes
 from sas.factory import build_model, build_objective, build_pipeline, build_source, build_validation, data_split
 from sas.io import InputError, atomic_write_bytes
@@ -128,7 +129,8 @@ class Trainer:
             self._write_config()
             tracking = self._start_tracking(checkpoint)
             try:
-                self._loop(started, tracking)
+                with self._reading() as self._batches:
+                    self._loop(started, tracking)
             finally:
                 if tracking:
                     tracking.close()
@@ -178,6 +180,14 @@ class Trainer:
             self._validate(tracking)
             self._save(tracking)
 
+    def _reading(self) -> AbstractContextManager[Iterator[SceneBatch]]:
+        """This process's micro-batches from the present step to the last, in their order."""
+        training = self.config.training
+        parts = _split(self.positions, training.micro_batch)
+        places = ((step, part) for step in range(self.step, training.steps) for part in parts)
+        gpu = self.accelerator.device.type == "cuda"
+        return read_ahead(self.source, places, workers=self.config.data.workers, pin_memory=gpu)
+
     def _train_step(self, step: int) -> tuple[dict[str, float], float]:
         """One optimizer step; returns the mean of each loss over the items of the global batch, and the gradient's norm."""
         training = self.config.training
@@ -189,11 +199,8 @@ class Trainer:
         totals: dict[str, torch.Tensor] = {}
         suspects: list[str] = []
         for number, positions in enumerate(parts):
-            batch = self.source.batch(step, positions).to(self.accelerator.device)
+            batch = next(self._batches).to(self.accelerator.device, non_blocking=True)
             last = number == len(parts) - 1
-            if hasattr(self.source, "prepare"):
-                following = (step + 1, parts[0]) if last else (step, parts[number + 1])
-                self.source.prepare(*following)
             keys = Keys(training.seed, step, tuple(positions))
             with nullcontext() if last else self.accelerator.no_sync(self.losses):
                 losses = self.losses(batch, keys)

@@ -318,7 +318,7 @@ def test_the_loader_shows_another_version_each_epoch() -> None:
     assert [name for name, _ in plain] == [name for name, _ in seen], "which scenes come does not change"
 
 
-@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"shuffle": False}])
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}])
 def test_a_batch_depends_on_its_place_alone(options: dict[str, object]) -> None:
     straight = [make_loader(**options).batch(step, range(4)) for step in range(4)]
     loader = make_loader(**options)

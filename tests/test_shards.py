@@ -349,12 +349,9 @@ def reference(folder: Path) -> list[SceneBatch]:
     return [source.batch(step, range(BATCH)) for step in range(STEPS)]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 4])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_ranks_and_workers_read_one_stream_and_every_scene_once_an_epoch(
-    stream: Path, ranks: int, workers: int
-) -> None:
-    sources = [loader(Counted(stream), workers=workers) for _ in range(ranks)]
+def test_ranks_read_one_stream_and_every_scene_once_an_epoch(stream: Path, ranks: int) -> None:
+    sources = [loader(Counted(stream)) for _ in range(ranks)]
     parts = [share(BATCH, rank=rank, world_size=ranks) for rank in range(ranks)]
     ids: list[str] = []
     for step, whole in enumerate(reference(stream)):
@@ -372,9 +369,8 @@ def test_ranks_and_workers_read_one_stream_and_every_scene_once_an_epoch(
 
 
 @pytest.mark.parametrize("start", [1, 3, 5, 6, 11, 12])  # the epoch ends inside step 5, the next inside step 11
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_restart_goes_on_with_the_identical_rest(stream: Path, start: int, workers: int) -> None:
-    source = loader(Shards(stream), workers=workers)
+def test_a_restart_goes_on_with_the_identical_rest(stream: Path, start: int) -> None:
+    source = loader(Shards(stream))
     for step, whole in list(enumerate(reference(stream)))[start:]:
         batch = source.batch(step, range(BATCH))
         assert batch.ids == whole.ids

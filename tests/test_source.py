@@ -1,17 +1,14 @@
-"""Sources of batches: each scene once an epoch, and nothing that depends on workers, parts or reading ahead."""
+"""Sources of batches: each scene once an epoch, and nothing that depends on parts or on what was read before."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from sas.data.atlas import Atlas
-from sas.data.composer import Composer
-from sas.data.source import Prefetcher, SceneLoader, SceneSource
+from sas.data.source import SceneLoader, SceneSource
 from sas.scene import Scene, SceneBatch
 
 SIZE = 8
@@ -73,48 +70,10 @@ def test_parts_of_a_batch_are_its_rows() -> None:
         assert torch.equal(got.amodal_masks, whole.amodal_masks[part][:, : got.amodal_masks.shape[1]])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(workers: int) -> None:
-    plain, threaded = make_loader(), make_loader(workers=workers)
-    for step in range(4):
-        assert same(plain.batch(step, range(4)), threaded.batch(step, range(4)))
-
-
 def test_objects_that_nobody_sees_are_left_out() -> None:
     """In scene 2 the second object lies exactly below the first."""
     loader = make_loader(shuffle=False, batch_size=1)
     assert len(SCENES[2]) == 2 and loader.batch(2, [0]).counts.tolist() == [1]
-
-
-def test_reading_ahead_changes_nothing(tiny_atlas: Atlas, tiny_backgrounds: np.ndarray) -> None:
-    for source in (make_loader(), Composer(tiny_atlas, tiny_backgrounds, seed=0, image_size=8, mask_size=8)):
-        ahead = Prefetcher(source)
-        ahead.prepare(0, range(4))
-        for step in range(4):
-            batch = ahead.batch(step, range(4))
-            ahead.prepare(step + 1, range(4))
-            ahead.prepare(step + 1, range(4))
-            assert same(batch, source.batch(step, range(4)))
-        assert same(ahead.batch(9, [2]), source.batch(9, [2])), "what was not prepared is read at once"
-
-
-def test_an_error_ahead_is_told_when_the_batch_is_asked_for() -> None:
-    class Broken:
-        def batch(self, step: int, positions: Sequence[int]) -> SceneBatch:
-            raise ValueError(f"step {step} is broken")
-
-    ahead = Prefetcher(Broken())
-    ahead.prepare(3, [0])
-    with pytest.raises(ValueError, match="step 3 is broken"):
-        ahead.batch(3, [0])
-
-
-def test_threads_may_ask_for_different_epochs_at_once() -> None:
-    loader, steps = make_loader(), [step for _ in range(60) for step in (0, 9, 20, 2)]
-    expected = {step: make_loader().batch(step, range(4)).ids for step in set(steps)}
-    with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda step: loader.batch(step, range(4)).ids, steps))
-    assert got == [expected[step] for step in steps]
 
 
 class Packed(Sequence[Scene]):

@@ -231,7 +231,7 @@ def test_best_weights_stay(scenes: str, tmp_path: Path) -> None:
 
 
 def test_composed_scenes_and_a_reader_ahead(tmp_path: Path) -> None:
-    """Scenes composed on the way: a batch read ahead in a thread changes nothing."""
+    """Scenes composed on the way: a batch made ahead in a thread changes nothing."""
     for workers in (0, 2):
         train(tiny_config(training_steps=3, data_workers=workers), tmp_path / f"{workers}")
     assert read_metrics(tmp_path / "0") == read_metrics(tmp_path / "2")

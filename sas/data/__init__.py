@@ -3,17 +3,17 @@
 from sas.data.atlas import Atlas
 from sas.data.composer import Composer
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes, write_project, write_sas_folders
-from sas.data.source import Prefetcher, SceneLoader, SceneSource
+from sas.data.source import SceneLoader, SceneSource, read_ahead
 
 __all__ = [
     "Atlas",
     "Composer",
-    "Prefetcher",
     "ProjectFolder",
     "SASFolders",
     "SceneLoader",
     "SceneSource",
     "open_scenes",
+    "read_ahead",
     "write_project",
     "write_sas_folders",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 
@@ -12,7 +13,30 @@ from sas.order import edges_from_order, order_from_edges
 from sas.scene import Scene
 
 
-class LazyScenes(Sequence[Scene]):
+class Reopened:
+    """An object that goes to another process as the arguments it was made with: nothing it holds is copied, and files are opened anew."""
+
+    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        self = super().__new__(cls)
+        self._made_with = (args, options)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), *self._made_with)
+
+
+def _reopen(kind: type[Reopened], args: tuple[Any, ...], options: dict[str, Any]) -> Reopened:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # what there was to say was said when it was opened first
+    try:
+        return kind(*args, **options)
+    finally:
+        logging.disable(before)
+
+
+class LazyScenes(Reopened, Sequence[Scene]):
     """A lazy sequence: a scene is read when it is asked for."""
 
     @overload

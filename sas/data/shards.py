@@ -116,15 +116,11 @@ def _add(tar: tarfile.TarFile, file: BinaryIO, name: str, data: bytes) -> tuple[
 
 
 class Shards(LazyScenes):
-    """Scenes of a folder that `pack` wrote, each reached by one look at an index and two reads, from any thread.
+    """Scenes of a folder that `pack` wrote, each reached by one look at an index and two reads, from any thread or process.
 
     chunks: scenes in each shard, in order; what a `SceneLoader` with a `buffer` shuffles. Every sample read is checked against its
     CRC-32, and the size of every shard when the folder is opened; InputError names the shard.
     """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Open files cannot be sent to another process: it opens its own."""
-        return Shards, (self.path,)
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

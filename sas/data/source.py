@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Protocol
+from multiprocessing import resource_tracker
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from sas.data.augment import Augmentation, augment
+from sas.data.entries import Reopened
+from sas.io import InputError
 from sas.scene import Scene, SceneBatch, collate
 from sas.seeding import Keys, generator_for
+
+Place = tuple[int, Sequence[int]]
+"""A step and positions in its global batch."""
 
 
 class SceneSource(Protocol):
@@ -21,13 +31,13 @@ class SceneSource(Protocol):
     def batch(self, step: int, positions: Sequence[int]) -> SceneBatch: ...
 
 
-class SceneLoader:
+class SceneLoader(Reopened):
     """Source over a list of scenes, in an order shuffled anew each epoch.
 
     scenes: any sequence of Scene; a lazy one reads a scene when it is asked for. batch_size: pictures in the global batch.
-    workers: threads that read scenes; their number does not change what is read. buffer: None permutes all scenes at once. A number
-    is for packed scenes (`Shards`) only: an epoch then takes the shards in a random order and permutes the scenes within `buffer` of
-    them at a time, so that files are read nearly from front to back. The same scenes come, in another order.
+    buffer: None permutes all scenes at once. A number is for packed scenes (`Shards`) only: an epoch then takes the shards in a random
+    order and permutes the scenes within `buffer` of them at a time, so that files are read nearly from front to back. The same
+    scenes come, in another order.
     augmentation: None gives scenes as they are; else each epoch gives another version of each, a function of (seed, epoch, scene).
     """
 
@@ -40,7 +50,6 @@ class SceneLoader:
         image_size: int,
         mask_size: int,
         shuffle: bool = True,
-        workers: int = 0,
         buffer: int | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
@@ -54,23 +63,19 @@ class SceneLoader:
         self.mask_size = mask_size
         self.shuffle = shuffle
         self.augmentation = augmentation
-        self._pool = ThreadPoolExecutor(workers) if workers else None
         self._orders: dict[int, torch.Tensor] = {}
 
     def batch(self, step: int, positions: Sequence[int]) -> SceneBatch:
-        places = [step * self.batch_size + position for position in positions]
-        rows = [self._row(place) for place in places]
-        epochs = [place // len(self.scenes) for place in places]
-        read = self._pool.map if self._pool else map
-        return collate(list(read(self._scene, rows, epochs)), image_size=self.image_size, mask_size=self.mask_size)
+        scenes = [self._scene(*divmod(step * self.batch_size + position, len(self.scenes))) for position in positions]
+        return collate(scenes, image_size=self.image_size, mask_size=self.mask_size)
 
-    def _scene(self, row: int, epoch: int) -> Scene:
+    def _scene(self, epoch: int, place: int) -> Scene:
+        row = self._row(epoch, place)
         scene = self.scenes[row].drop_invisible()
         return scene if self.augmentation is None else augment(scene, self.augmentation, Keys(self.seed, epoch, (row,)))
 
-    def _row(self, place: int) -> int:
-        """Scene at a place of the endless stream."""
-        epoch, place = divmod(place, len(self.scenes))
+    def _row(self, epoch: int, place: int) -> int:
+        """Scene at a place of an epoch."""
         if not self.shuffle:
             return place
         if self._buffered is not None:
@@ -78,8 +83,7 @@ class SceneLoader:
         order = self._orders.get(epoch)
         if order is None:
             order = torch.randperm(len(self.scenes), generator=generator_for(self.seed, "shuffle", epoch))
-            # Replaced as a whole and not read again: another thread may ask for another epoch meanwhile.
-            self._orders = {**{e: o for e, o in self._orders.items() if e == epoch - 1}, epoch: order}
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
         return int(order[place])
 
 
@@ -108,8 +112,7 @@ class _BufferedOrder:
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.seed = seed
         self.buffer = buffer
-        # A batch lies in one or two blocks; while one thread reads them, another may read the next.
-        self._block = lru_cache(maxsize=4)(self._make_block)
+        self._block = lru_cache(maxsize=2)(self._make_block)  # a batch lies in one or two blocks
 
     def row(self, epoch: int, place: int) -> int:
         block, inside = divmod(place, self.buffer)
@@ -130,20 +133,103 @@ class _BufferedOrder:
         return torch.randperm(count, generator=generator_for(self.seed, *name)).numpy()
 
 
-class Prefetcher:
-    """A source read one batch ahead in a thread. Sources are pure, so this changes no value."""
+# ---------------------------------------------------------------------- reading ahead
+
+
+@contextmanager
+def read_ahead(
+    source: SceneSource,
+    places: Iterable[Place],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    start_method: str = "spawn",
+) -> Iterator[Iterator[SceneBatch]]:
+    """The batches of a source at some places, in their order, made while earlier ones are in use. Sources are pure: no value changes.
+
+    workers: processes that read scenes from disk, each whole batches with one thread; at most two batches a process wait to be used.
+    0: a batch is read when it is asked for. Composed scenes are made one batch ahead in a thread, however many workers there are.
+    pin_memory: batches of processes lie where a GPU copies from them quickly. start_method: of processes; "fork" may deadlock
+    beside the threads that a training process has, "spawn" imports the main program anew, which needs `if __name__ == "__main__":`.
+
+    Leaving the block ends the processes. An InputError of the source is raised as it is, when its batch is asked for; RuntimeError if a
+    process dies.
+    """
+    if not workers:
+        yield (source.batch(*place) for place in places)
+    elif isinstance(source, SceneLoader):
+        loader = DataLoader(
+            _Batches(source),
+            sampler=places,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            multiprocessing_context=start_method,
+            generator=torch.Generator(),  # else it draws from everybody's
+        )
+        with _beginning_processes():
+            batches: Any = iter(loader)
+        try:
+            yield (_told(batch) for batch in batches)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RuntimeError(
+                f"a process that reads scenes died ({error}); if nothing above says why, memory or shared memory (/dev/shm) ran out: "
+                "lower data.workers, give the container more of it, or set data.workers to 0"
+            ) from error
+        finally:
+            batches._shutdown_workers()  # there is no public way that does not wait for the garbage collector
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            yield _one_ahead(pool, source, places)
+
+
+class _Batches(Dataset[SceneBatch | InputError]):
+    """A source as PyTorch's data loader wants it. An InputError is a value, since raising it would wrap it in a traceback."""
 
     def __init__(self, source: SceneSource) -> None:
         self.source = source
-        self._pool = ThreadPoolExecutor(1)
-        self._ahead: dict[tuple[int, tuple[int, ...]], Future[SceneBatch]] = {}
 
-    def batch(self, step: int, positions: Sequence[int]) -> SceneBatch:
-        waiting = self._ahead.pop((step, tuple(positions)), None)
-        return waiting.result() if waiting else self.source.batch(step, positions)
+    def __getitem__(self, place: Place) -> SceneBatch | InputError:
+        try:
+            return self.source.batch(*place)
+        except ValueError as error:
+            return InputError(str(error))
 
-    def prepare(self, step: int, positions: Sequence[int]) -> None:
-        """Start reading a batch that will be asked for soon."""
-        key = (step, tuple(positions))
-        if key not in self._ahead:
-            self._ahead = {key: self._pool.submit(self.source.batch, *key)}
+
+def _told(batch: SceneBatch | InputError) -> SceneBatch:
+    if isinstance(batch, InputError):
+        raise batch
+    return batch
+
+
+@contextmanager
+def _beginning_processes() -> Iterator[None]:
+    """Processes that begin in this block compute with one thread each, and signals do not reach them: a terminal and a batch system
+    signal whole groups, and the training process still needs its batches to finish the step."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # NumPy's matrix product counts its threads when it is imported
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+    mask = getattr(signal, "pthread_sigmask", lambda how, signals: signals)
+    before = mask(signal.SIG_BLOCK, signals)
+    try:
+        resource_tracker.ensure_running()
+        mask(signal.SIG_BLOCK, signals)  # again, for starting the tracker lets two of them through
+        yield
+    finally:
+        mask(signal.SIG_SETMASK, before)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
+
+
+def _one_ahead(pool: Executor, source: SceneSource, places: Iterable[Place]) -> Iterator[SceneBatch]:
+    waiting: Future[SceneBatch] | None = None
+    for place in places:
+        ready, waiting = waiting, pool.submit(source.batch, *place)
+        if ready is not None:
+            yield ready.result()
+    if waiting is not None:
+        yield waiting.result()

@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from sas.data.entries import Reopened
 from sas.data.formats.raw import Action, Defect, RawObject, RawScene, Severity
 from sas.data.formats.segmentation import BadSegmentation, decode
 from sas.io import InputError, read_image
@@ -35,7 +36,7 @@ ROUNDING = 0.02
 """Share of a visible mask that may lie outside its amodal mask, as polygons and RLE of one outline do, without a word."""
 
 
-class AnnotatedScenes(Sequence[Scene], ABC):
+class AnnotatedScenes(Reopened, Sequence[Scene], ABC):
     """Lazy scenes of an annotated data set: a picture is read when it is asked for."""
 
     min_overlap: float = DEFAULT_MIN_OVERLAP

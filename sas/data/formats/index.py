@@ -20,12 +20,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from sas.data.entries import Reopened
 from sas.data.formats.raw import Action, Defect, Severity
 from sas.data.formats.stream import BadFile, refuse, stream_lists
 from sas.io import InputError, atomic_folder, write_json
@@ -38,7 +38,7 @@ LISTED = 100
 ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
-class AnnotationIndex:
+class AnnotationIndex(Reopened):
     """The pictures of a COCO-style JSON file, each with its annotations, in the order of the file.
 
     image_id, id: names of those fields in annotations. category: that of the category's id, "" if there are no categories. label: a
@@ -91,10 +91,6 @@ class AnnotationIndex:
         start, end = int(self._starts[index]), int(self._starts[index + 1])
         lines = _read_at(self._records, start, end - start).splitlines()
         return json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """An open file cannot be sent to another process: it opens its own."""
-        return partial(AnnotationIndex, **asdict(self._names)), (self.path,)
 
     def _build(self, source: Path, place: Path) -> bool:
         """Make the index at `place` and load it; False if it cannot be written there."""
