@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -158,17 +159,18 @@ def read_ahead(
     if not workers:
         yield (source.batch(*place) for place in places)
     elif isinstance(source, SceneLoader):
-        loader = DataLoader(
-            _Batches(source),
-            sampler=places,  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            multiprocessing_context=start_method,
-            generator=torch.Generator(),  # else it draws from everybody's
-        )
         with _beginning_processes():
-            batches: Any = iter(loader)
+            batches: Any = iter(
+                DataLoader(
+                    _Batches(source),
+                    sampler=places,  # type: ignore[arg-type]
+                    batch_size=None,
+                    num_workers=workers,
+                    pin_memory=pin_memory,
+                    multiprocessing_context=start_method,
+                    generator=torch.Generator(),  # else it draws from everybody's
+                )
+            )
         try:
             yield (_told(batch) for batch in batches)
         except RuntimeError as error:
@@ -216,7 +218,9 @@ def _beginning_processes() -> Iterator[None]:
     try:
         resource_tracker.ensure_running()
         mask(signal.SIG_BLOCK, signals)  # again, for starting the tracker lets two of them through
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # how many processes is the user's choice
+            yield
     finally:
         mask(signal.SIG_SETMASK, before)
         if threads is None:
