@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -159,19 +161,20 @@ def read_ahead(
     if not workers:
         yield (source.batch(*place) for place in places)
     elif isinstance(source, SceneLoader):
-        with _beginning_processes():
-            batches: Any = iter(
-                DataLoader(
+        batches: Any = None
+        try:
+            with _beginning_processes():
+                loader = DataLoader(
                     _Batches(source),
                     sampler=places,  # type: ignore[arg-type]
                     batch_size=None,
                     num_workers=workers,
                     pin_memory=pin_memory,
                     multiprocessing_context=start_method,
+                    worker_init_fn=_end_with_parent,
                     generator=torch.Generator(),  # else it draws from everybody's
                 )
-            )
-        try:
+                batches = iter(loader)
             yield (_told(batch) for batch in batches)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
@@ -181,7 +184,8 @@ def read_ahead(
                 "lower data.workers, give the container more of it, or set data.workers to 0"
             ) from error
         finally:
-            batches._shutdown_workers()  # there is no public way that does not wait for the garbage collector
+            if batches is not None:
+                batches._shutdown_workers()  # there is no public way that does not wait for the garbage collector
     else:
         with ThreadPoolExecutor(1) as pool:
             yield _one_ahead(pool, source, places)
@@ -198,6 +202,18 @@ class _Batches(Dataset[SceneBatch | InputError]):
             return self.source.batch(*place)
         except ValueError as error:
             return InputError(str(error))
+
+
+def _end_with_parent(worker: int) -> None:
+    """Ends this process when the one that began it is gone, however it went; PyTorch's own watch misses one that went early."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _told(batch: SceneBatch | InputError) -> SceneBatch:
