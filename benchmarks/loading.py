@@ -105,6 +105,7 @@ def make_loader(scenes: Sequence[Scene], *, size: int, buffer: int) -> SceneLoad
 def measure(sets: dict[str, Sequence[Scene]], *, size: int, rounds: int, seconds: float, buffer: int) -> None:
     """Print pictures a second of each set and number of processes, which take turns."""
     rates: dict[tuple[str, int], list[float]] = {(kind, workers): [] for kind in sets for workers in WORKERS}
+    costs: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in rates}
     with ExitStack() as stack:
         readers: dict[tuple[str, int], Iterator[SceneBatch]] = {}
         started = time.perf_counter()
@@ -118,16 +119,32 @@ def measure(sets: dict[str, Sequence[Scene]], *, size: int, rounds: int, seconds
         for key in list(rates) * rounds:
             for _ in range(2 * key[1] + 1):  # what was read before the clock starts
                 next(readers[key])
-            count, started = 0, time.perf_counter()
+            count, before, started = 0, processor_time(), time.perf_counter()
             while time.perf_counter() < started + seconds:
                 count += len(next(readers[key]))
             rates[key].append(count / (time.perf_counter() - started))
+            costs[key].append((processor_time() - before) / count * 1000)
             time.sleep(PAUSE)  # until it has read ahead, and leaves the cores to the next one
-    print("| pictures a second | median (lowest to highest) | beside the loop |\n|---|---|---|")
+    print(
+        "| | pictures a second, median (lowest to highest) | beside the loop | CPU ms a picture: training process, others |"
+    )
+    print("|---|---|---|---|")
     for (kind, workers), values in rates.items():
         name = f"{workers} process{'es' * (workers > 1)}" if workers else "in the loop"
         middle, loop = statistics.median(values), statistics.median(rates[kind, 0])
-        print(f"| {kind}, {name} | {middle:.0f} ({min(values):.0f} to {max(values):.0f}) | {middle / loop:.2f} times |")
+        own, others = np.median(costs[kind, workers], axis=0)
+        print(
+            f"| {kind}, {name} | {middle:.0f} ({min(values):.0f} to {max(values):.0f}) | {middle / loop:.2f} times "
+            f"| {own:.2f}, {others:.2f} |"
+        )
+
+
+def processor_time() -> np.ndarray:
+    """Seconds of CPU time that this process and its children have used, float64 (2,)."""
+    ticks = 0
+    for child in multiprocessing.active_children():
+        ticks += sum(map(int, Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return np.array([time.process_time(), ticks / os.sysconf("SC_CLK_TCK")])
 
 
 def memory() -> float:

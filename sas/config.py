@@ -94,7 +94,8 @@ class DataSettings(Settings):
     corruption_drop: float = Field(0.1, ge=0, le=1)
     """Probability of leaving an object out of a damaged cumulative mask."""
     workers: int = Field(0, ge=0, le=64)
-    """Processes that read scenes from disk ahead of training, for each training process; 0 reads in the training loop."""
+    """Processes that read scenes from disk ahead of training, for each training process; 0 reads in the training loop. The number changes
+    no value. Composed scenes are made in the loop with 0, else a batch ahead in a thread."""
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
