@@ -3,7 +3,7 @@
     python benchmarks/loading.py [--count 400] [--kins 48] [--epoch 200000]
 
 Composes `--count` scenes, writes them loose (project format) and packed, and reads both through `read_ahead`: pictures of `--size`,
-masks of half that. Then the same for `--kins` pictures of 1242 x 375 as KINS 2020 annotations and packed, brought to `--size`. Then packs
+masks of half that. Then the same for `--kins` pictures of 1242 x 375 with KINS 2020 annotations, brought to `--size`. Then packs
 `--epoch` small scenes and reads one epoch of them in a process of its own, by `--epoch-workers` processes. 0 leaves a part out.
 Files were just written, so the disk is hardly asked. Prints tables for docs/performance.md.
 """
@@ -198,9 +198,7 @@ def main() -> None:
             squares = compose(options.kins, KINS[0])
             pictures = [wide(squares, number) for number in range(options.kins)]
             write_kins2020(folder / "kins", pictures)
-            pack(pictures, folder / "kins-packed", shard_size=100)
-            kins = open_format(folder / "kins", format="kins2020")
-            measure({"KINS 2020": kins, "packed": open_scenes(folder / "kins-packed")}, **settings)
+            measure({"KINS 2020": open_format(folder / "kins", format="kins2020")}, **settings)
         if options.epoch:
             print_epoch(folder, options.epoch, options.buffer, options.epoch_workers)
     finally:

@@ -311,6 +311,15 @@ def test_leaving_early_ends_the_processes(scenes: list[Scene]) -> None:
     assert not active_children()
 
 
+@pytest.mark.slow
+def test_leaving_early_while_large_batches_are_sent(scenes: list[Scene], capfd: pytest.CaptureFixture[str]) -> None:
+    """Processes that begin in earnest, four times two batches under way when the block is left."""
+    with read_ahead(loader(scenes, image_size=256), steps(0, 10**6), workers=4) as batches:
+        for _ in range(6):
+            next(batches)
+    assert not active_children() and capfd.readouterr().err == ""
+
+
 # ---------------------------------------------------------------------- a run in earnest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -171,7 +172,7 @@ def read_ahead(
                     num_workers=workers,
                     pin_memory=pin_memory,
                     multiprocessing_context=start_method,
-                    worker_init_fn=_end_with_parent,
+                    worker_init_fn=_end_well,
                     generator=torch.Generator(),  # else it draws from everybody's
                 )
                 batches = iter(loader)
@@ -204,8 +205,12 @@ class _Batches(Dataset[SceneBatch | InputError]):
             return InputError(str(error))
 
 
-def _end_with_parent(worker: int) -> None:
-    """Ends this process when the one that began it is gone, however it went; PyTorch's own watch misses one that went early."""
+def _end_well(worker: int) -> None:
+    """Ends this process when the one that began it is gone, however it went; PyTorch's own watch misses one that went early.
+
+    It ends without taking the interpreter apart: a thread that is sending a batch meanwhile would abort the process.
+    """
+    atexit.register(os._exit, 0)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
