@@ -115,6 +115,7 @@ def measure(sets: dict[str, Sequence[Scene]], *, size: int, rounds: int, seconds
             readers[kind, workers] = stack.enter_context(read_ahead(loader, places, workers=workers))
         for reader in readers.values():
             next(reader)
+        wait_until_idle()
         print(f"{sum(w for _, w in rates)} processes began in {time.perf_counter() - started:.0f} s\n")
         for key in list(rates) * rounds:
             for _ in range(2 * key[1] + 1):  # what was read before the clock starts
@@ -124,7 +125,7 @@ def measure(sets: dict[str, Sequence[Scene]], *, size: int, rounds: int, seconds
                 count += len(next(readers[key]))
             rates[key].append(count / (time.perf_counter() - started))
             costs[key].append((processor_time() - before) / count * 1000)
-            time.sleep(PAUSE)  # until it has read ahead, and leaves the cores to the next one
+            wait_until_idle()
     print(
         "| | pictures a second, median (lowest to highest) | beside the loop | CPU ms a picture: training process, others |"
     )
@@ -137,6 +138,13 @@ def measure(sets: dict[str, Sequence[Scene]], *, size: int, rounds: int, seconds
             f"| {kind}, {name} | {middle:.0f} ({min(values):.0f} to {max(values):.0f}) | {middle / loop:.2f} times "
             f"| {own:.2f}, {others:.2f} |"
         )
+
+
+def wait_until_idle() -> None:
+    """Until the children have read ahead what they may, and leave the cores to others."""
+    before = -1.0
+    while before != (before := processor_time()[1]):
+        time.sleep(PAUSE)
 
 
 def processor_time() -> np.ndarray:
