@@ -15,7 +15,15 @@ from torch.nn import functional
 from sas.factory import build_composer, build_model, build_pipeline
 from sas.io import InputError
 from sas.items import layer_items
-from sas.models import ConvEncoder, EfficientNetLite0, SplitDenoiser, TimmEncoder, select_rows
+from sas.models import (
+    ConvEncoder,
+    EfficientNetLite0,
+    FeatureEncoder,
+    SplitDenoiser,
+    TimmEncoder,
+    register_encoder,
+    select_rows,
+)
 from sas.models.encoders import build_encoder
 from sas.pipeline import SASPipeline
 from sas.seeding import Keys
@@ -175,7 +183,7 @@ def test_bad_sizes_are_named() -> None:
         small(mask_size=18)
     with pytest.raises(ValueError, match=r"image must have shape \(B, 3, 32, 32\), got \(1, 3, 16, 16\)"):
         small().encode(pictures(1, 16))
-    with pytest.raises(InputError, match='encoder must be "conv", "efficientnet_lite0" or "timm/NAME", got \'resnet\''):
+    with pytest.raises(InputError, match="encoder must be .* or a registered one, got 'resnet'; choose"):
         build_encoder("resnet", widths=(8, 8, 8), norm_groups=4)
     with pytest.raises(ValueError, match=r"widths must name the width of each of three maps, got \(8,\)"):
         ConvEncoder((8,))
@@ -242,6 +250,47 @@ def test_missing_packages_are_named() -> None:
         InputError, match=r"encoder timm/resnet18 needs a package that is not installed; pip install timm"
     ):
         TimmEncoder("resnet18")
+
+
+class Halving(nn.Module):
+    """A network like timm's with `features_only=True`: maps at strides 4 and 8."""
+
+    class feature_info:
+        @staticmethod
+        def reduction() -> list[int]:
+            return [4, 8]
+
+        @staticmethod
+        def channels() -> list[int]:
+            return [6, 10]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 4, stride=4), nn.Conv2d(6, 10, 2, stride=2)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        self.seen = image
+        first = self.first(image)
+        return [first, self.second(first)]
+
+
+def test_a_network_of_ones_own_trains_is_saved_and_loaded(tmp_path: Path) -> None:
+    register_encoder("halving", lambda: FeatureEncoder(Halving(), mean=(0.25, 0.5, 0.5), std=(0.25, 0.5, 0.5)))
+    settings = {name: value for name, value in SPLIT.items() if name != "model_encoder_widths"}
+    config = tiny_config(**settings, model_encoder="halving", training_steps=1)
+    pipe = Trainer(config, tmp_path / "run", cpu=True, progress=False).run()
+    image = pictures(1)
+    maps = pipe.model.encode(image)
+    assert [tuple(level.shape[1:]) for level in maps] == [(8, 8, 8), (16, 4, 4)]
+    red, green = (pipe.model.image_encoder.network.seen[:, channel] for channel in (0, 1))
+    torch.testing.assert_close(red, ((image[:, 0] + 1) / 2 - 0.25) / 0.25)
+    torch.testing.assert_close(green, image[:, 1])
+    again = SASPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    for one, other in zip(again.model.encode(image), maps, strict=True):
+        assert torch.equal(one, other)
+    for taken in ("halving", "conv", "timm/resnet18"):
+        with pytest.raises(InputError, match=f"name must be that of no other encoder, got '{taken}'"):
+            register_encoder(taken, Halving)
 
 
 # ---------------------------------------------------------------------- in the pipeline and the trainer

@@ -25,7 +25,7 @@ from sas.models.encoders import EfficientNetLite0, TimmEncoder, build_encoder
 class SplitDenoiser(ModelMixin, ConfigMixin):
     """Image encoder and light mask denoiser.
 
-    image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0" or "timm/NAME".
+    image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0", "timm/NAME" or a registered one.
     encoder_widths: of the "conv" encoder's three maps. fusion: width of each level at which the encoder's maps are fused, from fine to
     coarse; empty for none. channels: width of each level of the denoiser; each after the first halves the resolution. blocks: residual
     blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
