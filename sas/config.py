@@ -136,6 +136,8 @@ class ModelSettings(Settings):
     """Widths of the "conv" encoder's maps at strides 4, 8 and 16."""
     pretrained: bool = False
     """Start the encoder from ImageNet features (needs the extra `pretrained`, at training time only)."""
+    fusion: tuple[int, ...] = ()
+    """Widths at which the encoder's maps are fused with each other once per image, from fine to coarse; empty: they are not."""
     channels: tuple[int, ...] = (32, 64, 128, 160)
     """Width of each level."""
     blocks: int = Field(1, ge=1, le=8)
@@ -160,6 +162,8 @@ class ModelSettings(Settings):
             raise ValueError(
                 "encoder and encoder_widths belong to the split network: remove them, or set name to split"
             )
+        if self.name == "unet" and self.fusion:
+            raise ValueError("fusion belongs to the split network: remove it, or set name to split")
         if self.name == "split" and (not self.middle_attention or self.gradient_checkpointing):
             raise ValueError(
                 "middle_attention and gradient_checkpointing belong to the network unet: remove them, or set name to unet"
@@ -170,10 +174,10 @@ class ModelSettings(Settings):
             raise ValueError(
                 "pretrained needs the split network with an encoder other than conv: remove it or set encoder"
             )
-        wrong = [width for width in self.channels if width % self.norm_groups]
+        wrong = [width for width in (*self.channels, *self.fusion) if width < 1 or width % self.norm_groups]
         if wrong:
             raise ValueError(
-                f"norm_groups must divide every width of channels, got {self.norm_groups} and {wrong[0]}: change one of them"
+                f"norm_groups must divide every width of channels and fusion, got {self.norm_groups} and {wrong[0]}: change one of them"
             )
         return self
 
@@ -209,7 +213,7 @@ class DiffusionSettings(Settings):
     """Weight of the loss of the "nothing is left" head, for networks that have one."""
 
     rollout: float = Field(0.0, ge=0, le=1)
-    """Share of items whose cumulative mask is the network's own drawing so far (one step a layer)."""
+    """Share of pictures whose cumulative masks are the network's own drawing so far (one step a layer)."""
     energy_weight: float = Field(0.0, ge=0, le=100)
     """Weight of the energy score of one-step samples, which keeps 1-step ensembles diverse."""
     energy_members: int = Field(4, ge=2, le=64)

@@ -49,6 +49,7 @@ def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | Spl
                     mask_size=config.data.mask_size,
                     encoder=config.model.encoder,
                     encoder_widths=config.model.encoder_widths,
+                    fusion=config.model.fusion,
                     channels=config.model.channels,
                     blocks=config.model.blocks,
                     attention_sizes=config.model.attention_sizes,

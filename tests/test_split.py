@@ -124,6 +124,44 @@ def test_maps_go_to_the_level_of_their_size(changes: dict, levels: list[tuple[in
     assert model(*inputs(1), features).shape == (1, 2, 16, 16)
 
 
+@torch.no_grad()
+def test_fusion_adds_nothing_before_training_and_then_lets_far_maps_see_each_other() -> None:
+    plain, fused = small(), small(fusion=(8, 8, 16))
+    fused.load_state_dict({**fused.state_dict(), **plain.state_dict()})
+    image = pictures(2)
+    for before, after in zip(plain.encode(image), fused.encode(image), strict=True):
+        assert torch.equal(before, after)
+    for leave in fused.fuse.leave:
+        leave.weight.normal_()
+    corner = image.clone()
+    corner[..., :8, :8] = -corner[..., :8, :8]
+    moved = (fused.encode(corner)[0] - fused.encode(image)[0])[..., -1, -1].abs().max()
+    still = (plain.encode(corner)[0] - plain.encode(image)[0])[..., -1, -1].abs().max()
+    assert moved > 5 * still, "at the opposite corner; the encoder's own norms reach it a little"
+
+
+def test_fusion_of_the_wrong_length_is_named() -> None:
+    with pytest.raises(ValueError, match=r"fusion must name the width of each of the 3 levels .* got \(8,\): change"):
+        small(fusion=(8,))
+
+
+@pytest.mark.parametrize("grown", [True, False])
+def test_training_starts_from_weights_without_fusion_but_not_the_other_way(tmp_path: Path, grown: bool) -> None:
+    plain = tiny_config(**SPLIT, training_steps=1)
+    fused = tiny_config(**SPLIT, model_fusion=(8, 8, 16), training_steps=1)
+    first, second = (plain, fused) if grown else (fused, plain)
+    start = Trainer(first, tmp_path / "start", cpu=True, progress=False).run()
+    trainer = Trainer(second, tmp_path / "next", init_from=tmp_path / "start" / "pipeline", cpu=True, progress=False)
+    if not grown:
+        with pytest.raises(InputError, match=r"holds another architecture \(first difference: fuse\."):
+            trainer.run()
+        return
+    trainer._build()
+    image = pictures(1)
+    for before, after in zip(start.model.encode(image), trainer.model.encode(image), strict=True):
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-6)
+
+
 def test_maps_that_fit_no_level_are_named() -> None:
     with pytest.raises(
         ValueError,
