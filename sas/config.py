@@ -41,6 +41,8 @@ class DataSettings(Settings):
     """COCOA: "all" annotators, the first "one" of each picture, or an annotator's name."""
     regions: Literal["all", "things", "stuff"] | None = None
     """COCOA: which regions."""
+    min_size: int | None = Field(None, ge=1)
+    """Modal masks: least side of an object that is completed, pixels; 32 if left out."""
     validation: str | None = None
     """Scenes to validate on, of the same format; without it those of `scenes`, which then says little."""
     validation_images: str | None = None
@@ -103,7 +105,7 @@ class DataSettings(Settings):
         if not 0 <= self.objects[0] <= self.objects[1] or self.objects[1] < 1:
             raise ValueError(f"objects must be (fewest, most) with most >= 1, got {self.objects}: fix the range")
         reading = (
-            "format", "images", "fields", "annotators", "regions", "validation", "validation_images", "shuffle_buffer", "augment",
+            "format", "images", "fields", "annotators", "regions", "min_size", "validation", "validation_images", "shuffle_buffer", "augment",
         )  # fmt: skip
         idle = [name for name in reading if getattr(self, name) != type(self).model_fields[name].default]
         if not self.scenes and idle:

@@ -235,6 +235,7 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         fields=data.fields,
         annotators=data.annotators,
         regions=data.regions,
+        min_size=data.min_size,
         min_overlap=data.min_overlap,
         seed=seed,
     )

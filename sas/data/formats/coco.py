@@ -212,11 +212,11 @@ class CocoScenes(AnnotatedScenes):
         return f"{words} {name!r} ({word}); it has {listed(record)}; {cure}"
 
 
-def checked_fields(fields: Mapping[str, str]) -> dict[str, str]:
+def checked_fields(fields: Mapping[str, str], *, words: Mapping[str, str] = WORDS) -> dict[str, str]:
     """The mapping if all its words are known and all its names are texts."""
     for word, name in fields.items():
-        if word not in WORDS:
-            raise InputError(f"fields must map words of {', '.join(WORDS)}, got {word!r}; {_meant(word, WORDS)}")
+        if word not in words:
+            raise InputError(f"fields must map words of {', '.join(words)}, got {word!r}; {_meant(word, words)}")
         if not isinstance(name, str):
             raise InputError(f"fields must map {word} to the name of a field, got {name!r}; pass a text")
     return dict(fields)
