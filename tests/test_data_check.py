@@ -159,11 +159,14 @@ PLANTED: dict[str, tuple[Callable[[RawScene], RawScene], list[str]]] = {
     ),
     "polygon of two points": (
         lambda r: with_object(r, "c", [[1, 1, 5, 5]]),
-        ["ERROR image=p1 object=c polygon-points: a polygon has 2 points and needs 3; dropped"],
+        ["ERROR image=p1 object=c polygon-points: a polygon has 2 points and needs 3; the whole object is left out; dropped"],
     ),
     "one polygon of two": (
         lambda r: with_object(r, "c", [[1, 1, 5, 5], [24, 1, 30, 1, 30, 6]]),
-        ["ERROR image=p1 object=c polygon-points: a polygon has 2 points and needs 3; dropped"],
+        [
+            "ERROR image=p1 object=c polygon-points: polygon 1 of 2 has 2 points and needs 3; it alone is left out, the object is kept; "
+            "repaired"
+        ],
     ),
     "rle": (
         lambda r: with_object(r, "c", TINY_RLE),
@@ -346,7 +349,7 @@ def test_lines_are_told_as_they_are_found_and_stay_lines(tmp_path: Path) -> None
         on_progress=lambda *_: at.append(len(told)),
     )
     assert at == [1, 1]
-    assert told == ["ERROR image=p1 object=new line polygon-points: a polygon has 2 points and needs 3; dropped"]
+    assert told == ["ERROR image=p1 object=new line polygon-points: a polygon has 2 points and needs 3; the whole object is left out; dropped"]
 
 
 def test_limit_looks_at_the_first_pictures(tmp_path: Path) -> None:
@@ -515,7 +518,7 @@ KINS_PLANTED: dict[str, tuple[Callable[[dict[str, Any], Path], Any], list[str]]]
     ),
     "two points": (
         lambda data, folder: data["annotations"].append(kins_object(13, 1, [[1, 1, 4, 4]], [[1, 1, 4, 4]])),
-        ["ERROR image=1 object=13 polygon-points: a polygon has 2 points and needs 3; dropped"],
+        ["ERROR image=1 object=13 polygon-points: a polygon has 2 points and needs 3; the whole object is left out; dropped"],
     ),
     "rle size": (
         lambda data, folder: data["annotations"].append(kins_object(13, 1, TINY_RLE, TINY_RLE)),
@@ -608,7 +611,7 @@ COCOA_PLANTED: dict[str, tuple[Callable[[dict[str, Any], Path], Any], list[str]]
     ),
     "two points": (
         lambda data, folder: region(data, 3, [1, 1, 4, 4]),
-        ["ERROR image=1 object=3 polygon-points: a polygon has 2 points and needs 3; dropped"],
+        ["ERROR image=1 object=3 polygon-points: a polygon has 2 points and needs 3; the whole object is left out; dropped"],
     ),
     "order twice": (
         lambda data, folder: region(data, 2, rle_encode(box(0, 24, 3, 30))),

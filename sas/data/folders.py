@@ -32,13 +32,21 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 
 
-def open_scenes(path: str | Path) -> ProjectFolder | SASFolders | Shards:
-    """The scenes below a folder: in the project format, packed in shards, or as SAS folders, whichever it is."""
+FOREIGN = (
+    "name the format of annotations with --format NAME or, in a configuration, data.format (`sas data formats` lists them), or check the "
+    "path"
+)
+
+
+def open_scenes(path: str | Path, *, foreign: str = FOREIGN) -> ProjectFolder | SASFolders | Shards:
+    """The scenes below a folder: in the project format, packed in shards, or as SAS folders, whichever it is.
+
+    foreign: the cure to name for a file, and for a folder that holds none of these.
+    """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(
-            f"data {path} must be a folder, found {'a file' if path.exists() else 'nothing'}; check the path"
-        )
+        found, cure = ("a file", foreign) if path.exists() else ("nothing", "check the path")
+        raise InputError(f"data {path} must be a folder, found {found}; {cure}")
     if (path / "dataset.json").exists():
         return ProjectFolder(path)
     if (path / "shards.json").exists():
@@ -46,7 +54,7 @@ def open_scenes(path: str | Path) -> ProjectFolder | SASFolders | Shards:
     if SASFolders.layer_folders(path):
         return SASFolders(path)
     raise InputError(
-        f"data {path} holds neither dataset.json nor folders <id>_<layer>; name the format of annotations (`sas data formats` lists them), or check the path"
+        f"data {path} holds neither dataset.json nor shards.json nor folders <id>_<layer>; {foreign}"
     )
 
 

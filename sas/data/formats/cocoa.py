@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sas.data.formats.assemble import AnnotatedScenes
-from sas.data.formats.coco import find_picture, picture_folder, scene_id, truth, unique
+from sas.data.formats.coco import PICTURE_CURE, find_picture, picture_folder, scene_id, truth, unique
+from sas.data.formats.hints import looks_like
 from sas.data.formats.index import AnnotationIndex, listed
 from sas.data.formats.raw import Defect, RawObject, RawScene
 from sas.data.formats.shapes import number, picture_size
@@ -36,6 +37,8 @@ class CocoaScenes(AnnotatedScenes):
     out, "stuff" all others. images: folder of the pictures; without it that of the annotations. A region without a visible mask is
     seen as a whole.
     """
+
+    picture_cure = PICTURE_CURE
 
     def __init__(
         self,
@@ -72,6 +75,8 @@ class CocoaScenes(AnnotatedScenes):
         if not isinstance(record, dict) or not isinstance(record.get("regions"), list):
             found = listed(record) if isinstance(record, dict) else type(record).__name__
             words = f"the annotation must have a list of regions, as COCOA has it; it has {found}"
+            if isinstance(record, dict) and (other := looks_like(record)) not in ("", "cocoa"):
+                words += f"; the file looks like another format: --format {other} (data.format in a configuration)"
             return RawScene(id, picture, ()), [Defect("error", "field", words, "refuse", image=id)]
         defects: list[Defect] = []
         objects, others = self._objects(record["regions"], id, defects)

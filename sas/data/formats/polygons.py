@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from sas.data.formats.assemble import AnnotatedScenes
+from sas.data.formats.coco import PICTURE_CURE
 from sas.data.formats.raw import Defect, RawScene
 from sas.data.formats.segmentation import BadSegmentation
 from sas.data.formats.shapes import (
@@ -44,19 +45,22 @@ class LabelmeScenes(AnnotatedScenes):
 
     Shapes may be polygons, rectangles (two corners), circles (centre and a point of the rim) and masks. Order: a number `z_order` of the
     shape, of its `flags` or of its `attributes`, larger is nearer. Where no shape of a picture has one, the order in the file counts:
-    labelme draws later shapes over earlier ones, so with front="last" the last is the nearest; front="first" turns that round.
+    labelme draws later shapes over earlier ones, so with front="last" the last is the nearest; front="first" turns that round. None means
+    "last" too, but as an assumption, which `file_defects` tells.
     images: folder of the pictures; without it `imagePath` is followed from the JSON file.
     """
+
+    picture_cure = PICTURE_CURE
 
     def __init__(
         self,
         path: str | Path,
         *,
         images: str | Path | None = None,
-        front: Literal["last", "first"] = "last",
+        front: Literal["last", "first"] | None = None,
         min_overlap: float = DEFAULT_MIN_OVERLAP,
     ) -> None:
-        if front not in ("last", "first"):
+        if front not in (None, "last", "first"):
             raise InputError(
                 f"front must be 'last' or 'first', got {front!r}; name the end of the list that is nearest"
             )
@@ -74,6 +78,18 @@ class LabelmeScenes(AnnotatedScenes):
     def __len__(self) -> int:
         return len(self.files)
 
+    def file_defects(self) -> list[Defect]:
+        """That the order of the list is taken for the order of the objects, if it is and nobody has said so. Reads files up to the first one."""
+        for file in self.files if self.front is None else ():
+            shapes = _listed_shapes(file)
+            if len(shapes) > 1 and all(number(_labelme_height(shape)) is None for shape in shapes):
+                words = (
+                    f"{file.name} has no z_order, so each shape is taken to lie in front of those before it in the file, here and wherever "
+                    "there is none; if you drew from front to back say --front first, else --front last (data.front in a configuration)"
+                )
+                return [Defect("warning", "order-assumed", words, "keep")]
+        return []
+
     def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
         file = self.files[index]
         name = file.stem
@@ -89,7 +105,7 @@ class LabelmeScenes(AnnotatedScenes):
         size = picture_size(record.get("imageHeight"), record.get("imageWidth"))
         heights = [number(value) for value in map(_labelme_height, listed)]
         if all(height is None for height in heights):
-            sign = 1 if self.front == "last" else -1
+            sign = -1 if self.front == "first" else 1
             heights = [sign * float(place) for place in range(len(listed))]
         shapes: list[Shape] = []
         defects: list[Defect] = []
@@ -98,12 +114,21 @@ class LabelmeScenes(AnnotatedScenes):
             try:
                 outline = _labelme_outline(shape, size)
             except BadSegmentation as error:
-                defects.append(Defect("error", error.code, str(error), "drop", image=name, object=id))
+                defects.append(Defect(error.severity, error.code, str(error), "drop", image=name, object=id))
                 continue
             group = "" if shape.get("group_id") is None else str(shape["group_id"])
             shapes.append(Shape(id, str(shape.get("label", "")), group, outline, height))
         where = file.parent / picture if self.images is None else self.images / PurePosixPath(picture).name
         return RawScene(name, where, join_shapes(shapes, size, name, defects), size=size), defects
+
+
+def _listed_shapes(file: Path) -> list[Any]:
+    """Shapes of a file, none if it cannot be read, which is told when its picture is."""
+    try:
+        shapes = read_json(file)["shapes"]
+    except (InputError, KeyError, TypeError):
+        return []
+    return shapes if isinstance(shapes, list) else []
 
 
 def _labelme_height(shape: Any) -> Any:
@@ -158,6 +183,8 @@ class CvatScenes(AnnotatedScenes):
     The file is read through once for the places of its pictures, in constant memory; after that a picture costs its own lines.
     """
 
+    picture_cure = PICTURE_CURE
+
     def __init__(
         self, path: str | Path, *, images: str | Path | None = None, min_overlap: float = DEFAULT_MIN_OVERLAP
     ) -> None:
@@ -192,7 +219,7 @@ class CvatScenes(AnnotatedScenes):
                 outline = _cvat_outline(element, size)
             except BadSegmentation as error:
                 object = f"{element.tag} {place}"
-                defects.append(Defect("error", error.code, str(error), "drop", image=id, object=object))
+                defects.append(Defect(error.severity, error.code, str(error), "drop", image=id, object=object))
                 continue
             group = element.get("group_id", "0")
             label, height = element.get("label", ""), number(element.get("z_order", "0"))

@@ -43,7 +43,7 @@ def join_shapes(shapes: Sequence[Shape], size: Size | None, image: str, defects:
                 RawObject(one[0].id, one[0].label, _union([shape.outline for shape in one], size), rank=rank)
             )
         except BadSegmentation as error:
-            defects.append(Defect("error", error.code, str(error), "drop", image=image, object=one[0].id))
+            defects.append(Defect(error.severity, error.code, str(error), "drop", image=image, object=one[0].id))
     return tuple(objects)
 
 
@@ -107,7 +107,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
