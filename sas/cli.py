@@ -283,7 +283,11 @@ def _overrides(arguments: Sequence[str], settings: Config) -> dict[str, Any]:
         name = option.removeprefix("--").replace("-", "_")
         section, _, field = name.partition(".")
         known = getattr(type(getattr(settings, section, None)), "model_fields", {})
-        given = [value] if equals else list(itertools.takewhile(lambda one: not one.startswith("--"), arguments[place + 1 :]))
+        given = (
+            [value]
+            if equals
+            else list(itertools.takewhile(lambda one: not one.startswith("--"), arguments[place + 1 :]))
+        )
         if option.startswith("--") and field in known and given:
             found[name] = _value(known[field].annotation, given)
     return found

@@ -162,7 +162,11 @@ class _Chosen(Sequence["Scene"]):
 def _tell_order(chosen: _Chosen) -> None:
     """What is not known of the order of scenes that were written, with counts."""
     if chosen.unordered:
-        which = "nothing says" if chosen.unordered == len(chosen) else f"in {chosen.unordered} of {len(chosen)} scenes nothing says"
+        which = (
+            "nothing says"
+            if chosen.unordered == len(chosen)
+            else f"in {chosen.unordered} of {len(chosen)} scenes nothing says"
+        )
         words = f"order-none: {which} who is in front; scenes without an order have no layers and cannot be trained on"
         print(f"WARNING {words}", file=sys.stderr)
     if pairs := getattr(chosen.scenes, "counts", {}).get("order-unknown", 0):

@@ -415,7 +415,9 @@ def _fault(name: str, errors: list[Any]) -> str:
     if first["type"] == "extra_forbidden":
         known = _fields_at(place.split(".") if place else [])
         close = difflib.get_close_matches(last, known, n=1)
-        cure = f"did you mean {place + '.' if place else ''}{close[0]}?" if close else f"known there: {', '.join(known)}"
+        cure = (
+            f"did you mean {place + '.' if place else ''}{close[0]}?" if close else f"known there: {', '.join(known)}"
+        )
         return f"unknown key {name}: {cure}"
     if first["type"] == "value_error":
         return f"{name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}"

@@ -93,7 +93,11 @@ class AnnotatedScenes(Sequence[Scene], ABC):
         self._tell_once(defects)
         if scene is None:
             first = next(defect for defect in defects if defect.action == "refuse")
-            cure = f"{self.picture_cure}; or " if first.code == "image-missing" and self.picture_cure else "mend the file, or "
+            cure = (
+                f"{self.picture_cure}; or "
+                if first.code == "image-missing" and self.picture_cure
+                else "mend the file, or "
+            )
             raise InputError(
                 f"image {first.image} cannot be used: {first.code}: {first.words}; {cure}write a cleaned copy with "
                 "`sas data check PATH --format NAME --repair OUT`"
@@ -257,7 +261,9 @@ def _part(name: str, segmentation: Any, height: int, width: int, notes: list[Not
         mask, more = decode(segmentation, height, width)
     except BadSegmentation as error:
         raise BadSegmentation(error.code, f"{name} mask: {error}") from error
-    notes += [(severity, code, f"{name} mask: {words}", does) for severity, code, words, does in more if severity == "error"]
+    notes += [
+        (severity, code, f"{name} mask: {words}", does) for severity, code, words, does in more if severity == "error"
+    ]
     return mask
 
 

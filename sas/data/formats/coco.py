@@ -14,7 +14,7 @@ from sas.data.formats.assemble import AnnotatedScenes
 from sas.data.formats.hints import ALIASES, IN_CONFIGURATION, looks_like, suggest
 from sas.data.formats.index import AnnotationIndex, listed
 from sas.data.formats.raw import Defect, RawObject, RawScene
-from sas.data.formats.shapes import number, picture_size
+from sas.data.formats.shapes import stated_number, stated_size
 from sas.io import InputError
 from sas.order import DEFAULT_MIN_OVERLAP
 
@@ -184,7 +184,7 @@ class CocoScenes(AnnotatedScenes):
                 continue
             objects.append(self._object(record, name, id, defects))
         height, width = (image.get(self.fields.get(side, "")) for side in ("height", "width"))
-        size = picture_size(number(height), number(width))
+        size = stated_size(height, width, id, defects)
         return RawScene(id, where, tuple(objects), size=size, ordered=self.ordered), defects
 
     def _object(self, record: dict[str, Any], name: str, image: str, defects: list[Defect]) -> RawObject:
@@ -192,11 +192,7 @@ class CocoScenes(AnnotatedScenes):
         if category is not None and self.names and str(category) not in self.names:
             words = f"the file lists no category {category}; the object is named by the number"
             defects.append(Defect("warning", "category-unknown", words, "keep", image=image, object=name))
-        stated = self._get(record, "rank")
-        rank = number(stated)
-        if stated is not None and rank is None:
-            words = f"{self.fields['rank']} (rank) must be a number, got {str(stated)[:40]!r}; the rank is left out"
-            defects.append(Defect("error", "field", words, "repair", image=image, object=name))
+        rank = stated_number(f"{self.fields.get('rank')} (rank)", self._get(record, "rank"), image, name, defects)
         return RawObject(
             id=name,
             name="object" if category is None else self.names.get(str(category), str(category)),
@@ -280,7 +276,7 @@ def picture_folder(path: Path, images: str | Path | None) -> Path:
 
 def find_picture(folder: Path, name: str) -> Path:
     """A picture under its name in a folder or, if it is not there, under the last part of the name."""
-    name = name.replace("\\", "/")
+    name = name.replace("\\", "/").replace("\0", "\N{REPLACEMENT CHARACTER}")  # no file name can hold a zero
     last = folder / PurePosixPath(name).name
     whole = folder / name
     if not whole.resolve().is_relative_to(folder.resolve()):

@@ -21,6 +21,7 @@ from PIL import Image
 
 from sas.data.formats.assemble import AnnotatedScenes
 from sas.data.formats.coco import PICTURE_CURE
+from sas.data.formats.index import listed as listed_names
 from sas.data.formats.raw import Defect, RawScene
 from sas.data.formats.segmentation import BadSegmentation
 from sas.data.formats.shapes import (
@@ -30,9 +31,10 @@ from sas.data.formats.shapes import (
     ellipse,
     join_shapes,
     number,
-    picture_size,
     placed,
     rectangle,
+    stated_number,
+    stated_size,
 )
 from sas.io import InputError, read_json
 from sas.order import DEFAULT_MIN_OVERLAP
@@ -101,14 +103,18 @@ class LabelmeScenes(AnnotatedScenes):
         except InputError as error:
             return _refused(file, "json", str(error))
         except (KeyError, TypeError, AttributeError):
-            return _refused(file, "field", f"{file.name} has no shapes and imagePath, as labelme writes them")
-        size = picture_size(record.get("imageHeight"), record.get("imageWidth"))
-        heights = [number(value) for value in map(_labelme_height, listed)]
+            words = f"{file.name} must hold shapes (a list) and imagePath (a text), as labelme writes them; {_other_than_labelme(record)}"
+            return _refused(file, "field", words)
+        defects: list[Defect] = []
+        size = stated_size(record.get("imageHeight"), record.get("imageWidth"), name, defects)
+        heights = [
+            stated_number("z_order", _labelme_height(shape), name, f"shapes[{place}]", defects)
+            for place, shape in enumerate(listed)
+        ]
         if all(height is None for height in heights):
             sign = -1 if self.front == "first" else 1
             heights = [sign * float(place) for place in range(len(listed))]
         shapes: list[Shape] = []
-        defects: list[Defect] = []
         for place, (shape, height) in enumerate(zip(listed, heights, strict=True)):
             id = f"shapes[{place}]"
             try:
@@ -131,6 +137,17 @@ def _listed_shapes(file: Path) -> list[Any]:
     return shapes if isinstance(shapes, list) else []
 
 
+def _other_than_labelme(record: Any) -> str:
+    """What a JSON file holds that labelme has not written."""
+    if not isinstance(record, dict):
+        return f"it is a {type(record).__name__}"
+    if {"images", "annotations"} <= record.keys():
+        return "the file looks like another format: --format coco (data.format in a configuration)"
+    if {"shapes", "imagePath"} <= record.keys():
+        return f"got {type(record['shapes']).__name__} and {type(record['imagePath']).__name__}"
+    return f"it has {listed_names(record)}"
+
+
 def _labelme_height(shape: Any) -> Any:
     """The `z_order` of a shape, wherever a tool of the labelme family puts it."""
     if isinstance(shape, dict):
@@ -146,10 +163,14 @@ def _labelme_outline(shape: Any, size: Size | None) -> list[list[float]] | np.nd
         points = [(float(x), float(y)) for x, y in shape["points"]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadSegmentation("field", "a shape must have points [[x, y], ...]") from error
+    if not isinstance(kind, str):
+        raise BadSegmentation("field", f"shape_type must be a text, got {str(kind)[:40]}")
     if kind == "polygon" or (kind == "rectangle" and len(points) == 4):
         return [[value for point in points for value in point]]
     if kind not in ("rectangle", "circle", "mask"):
-        raise BadSegmentation("shape-kind", f"a {kind} encloses nothing; polygon, rectangle, circle and mask do")
+        known = kind in ("line", "linestrip", "point", "points")
+        words = f"a {kind} encloses nothing" if known else f"{kind[:40]!r} is no kind of outline that is known"
+        raise BadSegmentation("shape-kind", f"{words}; polygon, rectangle, circle and mask {'do' if known else 'are'}")
     if len(points) != 2 or not np.isfinite(points).all():
         raise BadSegmentation("field", f"a {kind} must have two finite points, got {str(points)[:60]}")
     (left, top), (right, bottom) = points
@@ -211,9 +232,9 @@ class CvatScenes(AnnotatedScenes):
         image = _read_image_element(self.path, self.starts[index])
         name = image.get("name", "")
         id = _scene_id(name)
-        size = picture_size(number(image.get("height")), number(image.get("width")))
         shapes: list[Shape] = []
         defects: list[Defect] = []
+        size = stated_size(image.get("height"), image.get("width"), id, defects)
         for place, element in enumerate((element for element in image if element.tag != "tag"), start=1):
             try:
                 outline = _cvat_outline(element, size)
@@ -222,8 +243,12 @@ class CvatScenes(AnnotatedScenes):
                 defects.append(Defect(error.severity, error.code, str(error), "drop", image=id, object=object))
                 continue
             group = element.get("group_id", "0")
-            label, height = element.get("label", ""), number(element.get("z_order", "0"))
-            shapes.append(Shape(f"{element.tag} {place}", label, "" if group == "0" else group, outline, height))
+            height = stated_number("z_order", element.get("z_order", "0"), id, f"{element.tag} {place}", defects)
+            shapes.append(
+                Shape(
+                    f"{element.tag} {place}", element.get("label", ""), "" if group == "0" else group, outline, height
+                )
+            )
         return RawScene(id, self.images / name, join_shapes(shapes, size, id, defects), size=size), defects
 
 

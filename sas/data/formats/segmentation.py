@@ -86,7 +86,7 @@ def _mask_picture(path: Path, height: int, width: int, notes: list[Note]) -> np.
 
 def _rle(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
     size = segmentation.get("size")
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int for side in size)):
         raise BadSegmentation("field", f"RLE must have a size [height, width], got {str(size)[:40]}")
     if tuple(size) != (height, width):
         raise BadSegmentation(
@@ -105,7 +105,9 @@ def _rle(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
     try:
         return rle_decode({"size": [height, width], "counts": counts})
     except InputError as error:
-        raise BadSegmentation("rle-size", str(error)) from error
+        # Runs of another length than the picture are told without a cause; all else is no RLE at all.
+        fits = isinstance(counts, str) and error.__cause__ is None
+        raise BadSegmentation("rle-size" if fits else "field", str(error)) from error
 
 
 def _polygons(segmentation: list[Any], height: int, width: int, notes: list[Note]) -> np.ndarray:

@@ -57,7 +57,9 @@ def stream_lists(path: Path, *, not_finite_as_text: bool = False) -> Iterator[tu
                     reader.send(chunk) if chunk else reader.close()
             except (ijson.JSONError, ValueError, ArithmeticError) as error:  # also numbers that no float can hold
                 if not_finite_as_text:  # so many bytes were added that places say nothing
-                    raise BadFile(f"annotations {path} are not valid JSON ({_reason(error)}); write the file again") from error
+                    raise BadFile(
+                        f"annotations {path} are not valid JSON ({_reason(error)}); write the file again"
+                    ) from error
                 raise _damaged(path, start, error) from error
             running = {name for name in readers if numbers[name]}
             for name in readers:
@@ -130,13 +132,17 @@ def _damaged(path: Path, start: int, error: Exception) -> BadFile:
         word, at = found.group().decode(), max(0, at - 1) + found.start()
     where = f"after its last byte, {end}: it was cut off" if at == end else f"at byte {at}, line {lines}"
     if word.removeprefix("-") in ("NaN", "Infinity"):
-        return NotFinite(path, f"{word} {where} is a number that JSON does not know; write null or a number in its place")
+        return NotFinite(
+            path, f"{word} {where} is a number that JSON does not know; write null or a number in its place"
+        )
     reason = f"{word} is no word of JSON, which are true, false and null" if word else _reason(error)
     return BadFile(f"annotations {path} are not valid JSON {where} ({reason}); get the file again, or mend it there")
 
 
 def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0].removeprefix("parse error: ").removeprefix("lexical error: ").strip()
+    words = error.args[0] if error.args else ""
+    text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    return text.partition("\n")[0].removeprefix("parse error: ").removeprefix("lexical error: ").strip()
 
 
 def refuse(path: Path) -> NoReturn:
@@ -153,7 +159,9 @@ def refuse(path: Path) -> NoReturn:
                 if not prefix and event == "map_key":
                     key = value
                 elif key is not None and prefix == key and key not in kinds:
-                    kinds[key] = "a list" if event == "start_array" else "an object" if event == "start_map" else "a value"
+                    kinds[key] = (
+                        "a list" if event == "start_array" else "an object" if event == "start_map" else "a value"
+                    )
                 elif key is not None and prefix == f"{key}.item" and kinds.get(key) == "a list":
                     kinds[key] = "a list of entries"
     if top != "start_map":
