@@ -155,6 +155,16 @@ class Compose:
     """COCO-style JSON with masks of visible parts: its whole objects are cut out and composed."""
     images: str | None = None
     """Folder of the pictures that --from-modal names; that of the JSON if left out."""
+    fields: tuple[str, ...] = ()
+    """Field names of --from-modal that differ from COCO's, as visible=NAME ..."""
+    min_size: int | None = None
+    """Least side of an object cut out of --from-modal, pixels; 32 if left out."""
+    border: int | None = None
+    """Rows and columns at the picture's border in which an object of --from-modal may have no pixel; 2 if left out."""
+    share: float | None = None
+    """Share of an object of --from-modal that must be in one piece; 0.98 if left out."""
+    margin: int | None = None
+    """Pixels around an object of --from-modal that must be free of others; 4 if left out."""
     backgrounds: str | None = None
     """Folder of background pictures; rendered if left out."""
     part: Literal["all", "train", "validation", "test"] = "all"
@@ -520,13 +530,18 @@ def _evaluate(options: Evaluate) -> int:
     return 0
 
 
+_RULE = ("min_size", "border", "share", "margin")
+"""Arguments of `sas compose` that say when an object of modal masks is seen whole."""
+
+
 def _compose(options: Compose) -> int:
     if options.count < 1:
         raise UsageError(f"--count must be at least 1, got {options.count}; ask for one or more scenes")
     if options.from_modal and options.cutouts:
         raise UsageError("--from-modal excludes --cutouts; cut the objects first, or leave one of them out")
-    if options.images and not options.from_modal:
-        raise UsageError("--images has no effect without --from-modal; remove it")
+    given = [name for name in ("images", "fields", *_RULE) if getattr(options, name) not in (None, ())]
+    if given and not options.from_modal:
+        raise UsageError(f"--{given[0].replace('_', '-')} has no effect without --from-modal; remove it")
     from sas.data.folders import SASFolders, write_project, write_sas_folders
 
     out = Path(options.out)
@@ -554,14 +569,27 @@ def _composer(options: Compose) -> Composer:
     import tempfile
 
     from sas.config import DataSettings
+    from sas.data.instances import WholeRule
     from sas.data.modal import cut_objects
     from sas.factory import build_composer
 
+    try:
+        rule = WholeRule(**{name: getattr(options, name) for name in _RULE if getattr(options, name) is not None})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     with tempfile.TemporaryDirectory() as folder:
         cutouts = options.cutouts
         if options.from_modal:
             cutouts = (f"{folder}/cutouts",)
-            cut_objects(options.from_modal, options.images, cutouts[0], seed=options.seed, progress=True)
+            cut_objects(
+                options.from_modal,
+                options.images,
+                cutouts[0],
+                rule=rule,
+                fields=cli_data.named_fields(options.fields),
+                seed=options.seed,
+                progress=True,
+            )
         data = DataSettings(
             image_size=options.size,
             mask_size=options.size,

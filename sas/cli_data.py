@@ -26,7 +26,7 @@ class _Reading:
     images: str | None = None
     """Folder of the pictures that an annotation file names."""
     fields: tuple[str, ...] = ()
-    """Field names of a COCO-style file that differ from the preset, as amodal=NAME visible=NAME ..."""
+    """Field names of a COCO-style file that differ from the preset, as amodal=NAME visible=NAME ...; modal: visible=NAME."""
     annotators: str | None = None
     """COCOA: "all" annotators, the first "one" of each picture, or an annotator's name."""
     regions: Literal["all", "things", "stuff"] | None = None
@@ -46,7 +46,7 @@ class Check(_Reading):
     out: str | None = None
     """Folder for report.md, report.json and a contact sheet with layers drawn."""
     repair: str | None = None
-    """Folder for a cleaned copy in the project format."""
+    """Folder for a cleaned copy in the project format; of modal masks, a COCO-style file."""
 
 
 @dataclass(frozen=True)
@@ -77,36 +77,38 @@ class Formats:
     """Show tracebacks."""
 
 
-def open_scenes(options: _Reading) -> Sequence[Scene]:
-    """The scenes that the arguments name."""
+def open_scenes(options: _Reading, *, look: bool = False) -> Sequence[Scene]:
+    """The scenes that the arguments name. look: for the checker, see `open_format`."""
     from sas.data.formats.registry import open_format
 
     return open_format(
         options.path,
         format=options.format,
+        look=look,
         images=options.images,
-        fields=_fields(options),
+        fields=named_fields(options.fields),
         annotators=options.annotators,
         regions=options.regions,
         front=options.front,
     )
 
 
-def _fields(options: _Reading) -> dict[str, str]:
+def named_fields(pairs: Sequence[str]) -> dict[str, str]:
+    """The mapping that --fields gives as WORD=NAME."""
     from sas.io import InputError
 
-    wrong = [one for one in options.fields if "=" not in one]
+    wrong = [one for one in pairs if "=" not in one]
     if wrong:
         raise InputError(f"--fields must be pairs such as amodal=segmentation, got {wrong[0]!r}; write it as WORD=NAME")
-    return dict(one.split("=", 1) for one in options.fields)  # type: ignore[misc]
+    return dict(one.split("=", 1) for one in pairs)  # type: ignore[misc]
 
 
 def check(options: Check) -> int:
     from sas.data_check import run_check
 
-    _fields(options)  # a mistake in the arguments is no defect of the data
+    named_fields(options.fields)  # a mistake in the arguments is no defect of the data
     return run_check(
-        lambda: open_scenes(options),
+        lambda: open_scenes(options, look=True),
         data=options.path,
         out=options.out,
         repair=options.repair,

@@ -44,6 +44,8 @@ class DataSettings(Settings):
     """COCOA: which regions."""
     front: Literal["last", "first"] | None = None
     """labelme: which end of a file's list of shapes is nearest, where they have no z_order; None: "last"."""
+    min_size: int | None = Field(None, ge=1)
+    """Modal masks: least side of an object that is completed, pixels; 32 if left out."""
     validation: str | None = None
     """Scenes to validate on, of the same format; without it those of `scenes`, which then says little."""
     validation_images: str | None = None
@@ -106,7 +108,7 @@ class DataSettings(Settings):
         if not 0 <= self.objects[0] <= self.objects[1] or self.objects[1] < 1:
             raise ValueError(f"objects must be (fewest, most) with most >= 1, got {self.objects}: fix the range")
         reading = (
-            "format", "images", "fields", "annotators", "regions", "front", "validation", "validation_images", "shuffle_buffer",
+            "format", "images", "fields", "annotators", "regions", "front", "min_size", "validation", "validation_images", "shuffle_buffer",
             "augment",
         )  # fmt: skip
         idle = [name for name in reading if getattr(self, name) != type(self).model_fields[name].default]
@@ -133,11 +135,13 @@ class ModelSettings(Settings):
     name: Literal["unet", "split"] = "split"
     """Which network: the paper's UNet over image and masks together, or an image encoder and a light denoiser."""
     encoder: str = "conv"
-    """Image encoder of the split network: "conv" (from scratch), "efficientnet_lite0", or "timm/NAME"."""
+    """Image encoder of the split network: "conv" (from scratch), "efficientnet_lite0", "timm/NAME", or a registered one."""
     encoder_widths: tuple[int, ...] = (32, 64, 128)
     """Widths of the "conv" encoder's maps at strides 4, 8 and 16."""
     pretrained: bool = False
     """Start the encoder from ImageNet features (needs the extra `pretrained`, at training time only)."""
+    fusion: tuple[int, ...] = ()
+    """Widths at which the encoder's maps are fused with each other once per image, from fine to coarse; empty: they are not."""
     channels: tuple[int, ...] = (32, 64, 128, 160)
     """Width of each level."""
     blocks: int = Field(1, ge=1, le=8)
@@ -162,6 +166,8 @@ class ModelSettings(Settings):
             raise ValueError(
                 "encoder and encoder_widths belong to the split network: remove them, or set name to split"
             )
+        if self.name == "unet" and self.fusion:
+            raise ValueError("fusion belongs to the split network: remove it, or set name to split")
         if self.name == "split" and (not self.middle_attention or self.gradient_checkpointing):
             raise ValueError(
                 "middle_attention and gradient_checkpointing belong to the network unet: remove them, or set name to unet"
@@ -172,10 +178,10 @@ class ModelSettings(Settings):
             raise ValueError(
                 "pretrained needs the split network with an encoder other than conv: remove it or set encoder"
             )
-        wrong = [width for width in self.channels if width % self.norm_groups]
+        wrong = [width for width in (*self.channels, *self.fusion) if width < 1 or width % self.norm_groups]
         if wrong:
             raise ValueError(
-                f"norm_groups must divide every width of channels, got {self.norm_groups} and {wrong[0]}: change one of them"
+                f"norm_groups must divide every width of channels and fusion, got {self.norm_groups} and {wrong[0]}: change one of them"
             )
         return self
 
@@ -211,7 +217,7 @@ class DiffusionSettings(Settings):
     """Weight of the loss of the "nothing is left" head, for networks that have one."""
 
     rollout: float = Field(0.0, ge=0, le=1)
-    """Share of items whose cumulative mask is the network's own drawing so far (one step a layer)."""
+    """Share of pictures whose cumulative masks are the network's own drawing so far (one step a layer)."""
     energy_weight: float = Field(0.0, ge=0, le=100)
     """Weight of the energy score of one-step samples, which keeps 1-step ensembles diverse."""
     energy_members: int = Field(4, ge=2, le=64)

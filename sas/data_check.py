@@ -25,10 +25,12 @@ from tqdm.auto import tqdm
 
 from sas.data.folders import ProjectFolder, SASFolders, write_project
 from sas.data.formats.assemble import ROUNDING, AnnotatedScenes
+from sas.data.formats.modal_set import ModalSet
 from sas.data.formats.raw import Action, Defect, RawScene
-from sas.data.formats.report import UNREADABLE, Report, line, markdown
+from sas.data.formats.report import UNREADABLE, Report, Uses, line, markdown
 from sas.data.formats.segmentation import BadSegmentation, decode
 from sas.data.formats.sheet import Sheet
+from sas.data.formats.writers import write_modal
 from sas.io import InputError, atomic_folder, read_image, read_mask, write_json
 from sas.masks import area
 from sas.scene import Scene
@@ -80,6 +82,7 @@ def _walk(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}; leave it out to look at all pictures")
     report.listed = len(scenes)
+    report.modal = Uses() if isinstance(scenes, ModalSet) else None
     total = report.listed if limit is None else min(limit, report.listed)
     if isinstance(scenes, AnnotatedScenes):
         try:
@@ -105,13 +108,15 @@ def _walk(
         report.pictures += 1
         if scene is not None:
             report.add(scene)
+            if report.modal is not None and isinstance(scenes, ModalSet):
+                report.modal.add(scenes.uses(index))
             if sheet is not None:
                 sheet.offer(index, total, scene, defects)
             if not any(defect.code == "image-cut" for defect in defects):
                 yield scene
         if on_progress is not None:
             on_progress(index + 1, total)
-    if report.unordered:
+    if report.unordered and report.modal is None:  # modal masks have no order, and need none
         tell([_no_order(report, getattr(scenes, "order_cure", ""))])
 
 
@@ -314,7 +319,8 @@ def run_check(
     scenes: the scenes, or a function that opens them; if it fails, that is a line too and the status is `UNREADABLE`. out: folder for
     report.json, report.md and sheet.png; an older report there is replaced. repair: new folder for a cleaned copy in the project format; what the reader
     drops or repairs is settled there, pictures that are refused or cut off are left out. limit: only the first pictures, in the copy too. write: takes
-    a line. data: file or folder that is read, for the title of the report; the copy may not lie in it.
+    a line. data: file or folder that is read, for the title of the report; the copy may not lie in it. What modal masks are good for is told
+    on a line before the counts, and their copy is a COCO-style file.
 
     InputError for a limit, folder or copy that cannot be; neither folder is then left half-written, and the data are never written to.
     """
@@ -336,7 +342,7 @@ def run_check(
         ) as bar:
             walk = _walk(opened, report, limit=limit, on_progress=lambda *_: bar.update(), on_defect=tell, sheet=sheet)
             if repair is not None:
-                _write_copy(repair, walk, report)
+                _write_copy(repair, walk, report, modal=isinstance(opened, ModalSet))
             for _ in walk:
                 pass
     except _CannotRead as error:
@@ -349,6 +355,8 @@ def run_check(
         return UNREADABLE
     if out is not None:
         _write_report(out, report, sheet.picture())
+    if report.modal is not None:
+        write(str(report.modal))
     write(str(report))
     if repair is not None and not report.repaired:
         raise InputError(f"cannot write {repair}: no picture is left to copy; mend the errors at their source first")
@@ -372,8 +380,8 @@ def _open(scenes: Sequence[Scene] | Callable[[], Sequence[Scene]]) -> Sequence[S
     return opened
 
 
-def _write_copy(target: str | Path, walk: Iterator[Scene], report: Report) -> None:
-    """Write the scenes as a project, each under an id of its own; nothing if there are none."""
+def _write_copy(target: str | Path, walk: Iterator[Scene], report: Report, *, modal: bool = False) -> None:
+    """Write the scenes as a project, or as a COCO-style file of modal masks, each under an id of its own; nothing if there are none."""
     report.repaired = 0
     first = next(walk, None)
     if first is None:
@@ -394,6 +402,9 @@ def _write_copy(target: str | Path, walk: Iterator[Scene], report: Report) -> No
             report.repaired = len(taken)
             yield scene if id == scene.id else replace(scene, id=id)
 
+    if modal:
+        write_modal(target, copied())
+        return
     write_project(target, copied(), min_overlap=first.min_overlap, generator="sas data check --repair")
 
 

@@ -49,6 +49,7 @@ def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | Spl
                     mask_size=config.data.mask_size,
                     encoder=config.model.encoder,
                     encoder_widths=config.model.encoder_widths,
+                    fusion=config.model.fusion,
                     channels=config.model.channels,
                     blocks=config.model.blocks,
                     attention_sizes=config.model.attention_sizes,
@@ -236,6 +237,7 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         annotators=data.annotators,
         regions=data.regions,
         front=data.front,
+        min_size=data.min_size,
         min_overlap=data.min_overlap,
         seed=seed,
     )

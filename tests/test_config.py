@@ -126,7 +126,10 @@ def test_all_faults_at_once() -> None:
         ({"data.cutouts": ("c",), "data.families": ("f",)}, "cutouts excludes families"),
         ({"model.name": "unet"}, "image_size equal to mask_size, got 128 and 64: set both alike"),
         ({"data.image_size": 24, "data.mask_size": 24}, "divisible by patch x 2^(levels - 1) = 16, got 24: change"),
-        ({"model.channels": (10, 16)}, "norm_groups must divide every width of channels, got 16 and 10: change"),
+        (
+            {"model.channels": (10, 16)},
+            "norm_groups must divide every width of channels and fusion, got 16 and 10: change",
+        ),
         ({"model.channels": ()}, "channels must be one or more positive widths, got (): for example"),
         ({"model.channels": (-16,)}, "channels must be one or more positive widths, got (-16,)"),
         ({"diffusion.prediction_type": "epsilon"}, 'loss_type "bce_dice" needs prediction_type "sample", got \'eps'),

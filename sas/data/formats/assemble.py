@@ -135,7 +135,7 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
         defects.append(Defect(severity, code, words, action, image=raw.id, object=object))
 
     # 1. The picture.
-    image = _picture(raw, tell)
+    image = read_picture(raw, tell)
     if image is None:
         return None, defects
 
@@ -189,7 +189,7 @@ def _known(raw: RawScene, size: tuple[int, ...], found: Sequence[_Masks]) -> np.
     return known
 
 
-def _picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
+def read_picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
     """uint8 (H, W, 3), None if it is missing, damaged or of another size than its record says."""
     if not raw.image.is_file():
         tell("error", "image-missing", f"there is no file {raw.image}", "refuse", "")

@@ -244,13 +244,13 @@ class CocoScenes(AnnotatedScenes):
         return f"the file looks like another format: --format {found} (data.format in a configuration)"
 
 
-def checked_fields(fields: Mapping[str, str]) -> dict[str, str]:
+def checked_fields(fields: Mapping[str, str], *, words: Mapping[str, str] = WORDS) -> dict[str, str]:
     """The mapping if all its words are known and all its names are texts."""
     for word, name in fields.items():
-        if word not in WORDS:
-            alias = ALIASES.get(word)
-            cure = f"did you mean {alias!r} ({WORDS[alias]})?" if alias else _meant(word, WORDS)
-            raise InputError(f"fields must map words of {', '.join(WORDS)}, got {word!r}; {cure}")
+        if word not in words:
+            alias = ALIASES.get(word, "")
+            cure = f"did you mean {alias!r} ({words[alias]})?" if alias in words else _meant(word, words)
+            raise InputError(f"fields must map words of {', '.join(words)}, got {word!r}; {cure}")
         if not isinstance(name, str):
             raise InputError(f"fields must map {word} to the name of a field, got {name!r}; pass a text")
     return dict(fields)
