@@ -38,6 +38,8 @@ from sas.scene import Scene
 logger = logging.getLogger(__name__)
 
 REPORT_FILES = ("report.json", "report.md", "sheet.png")
+FIRST = 3
+"""If so many pictures at the beginning are missing, the folder is probably wrong."""
 
 # ---------------------------------------------------------------------- looking
 
@@ -91,6 +93,7 @@ def _walk(
         refused = [line(defect) for defect in of_file if defect.action == "refuse"]
         if refused:  # every picture would be refused for the same reason
             raise _CannotRead(refused[0], told=True)
+    missing = 0
     known_twice = {defect.image for defect in report.defects if defect.code == "image-twice"}
     taken: set[str] = set()
     for index in range(total):
@@ -99,6 +102,9 @@ def _walk(
             defects.append(Defect("error", "image-twice", "an earlier picture has the same id", "keep", image=id))
         taken.add(id)
         tell(defects)
+        missing += any(defect.code == "image-missing" for defect in defects)
+        if missing == index + 1 == min(total, FIRST) and (cure := getattr(scenes, "picture_cure", "")):
+            tell([_wrong_folder(missing, cure)])
         report.pictures += 1
         if scene is not None:
             report.add(scene)
@@ -110,6 +116,25 @@ def _walk(
                 yield scene
         if on_progress is not None:
             on_progress(index + 1, total)
+    if report.unordered and report.modal is None:  # modal masks have no order, and need none
+        tell([_no_order(report, getattr(scenes, "order_cure", ""))])
+
+
+def _wrong_folder(missing: int, cure: str) -> Defect:
+    which = "the only picture is" if missing == 1 else f"the first {missing} pictures are all"
+    words = f"{which} missing, so the folder of the pictures may be another one: {cure}"
+    return Defect("warning", "image-folder", words, "keep")
+
+
+def _no_order(report: Report, cure: str) -> Defect:
+    """What it means that pictures have no order at all, told once for the set."""
+    every = report.unordered == report.readable
+    who = "nothing says" if every else f"{report.unordered} of {report.readable} pictures do not say"
+    words = (
+        f"{who} who is in front, so there are no layers, and layers cannot be trained on {'this set' if every else 'them'}; drawing "
+        f"and scores without order work; {cure or 'to train, add an order to the files'}"
+    )
+    return Defect("warning", "order-none", words, "keep")
 
 
 def _look(scenes: Sequence[Scene], index: int) -> tuple[str, Scene | None, list[Defect]]:

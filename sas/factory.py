@@ -224,7 +224,8 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         path, images = data.validation, data.validation_images or data.images
     if path is None:
         raise ConfigError("data.scenes must name scenes on disk, got nothing: set it")
-    if data.min_overlap != DEFAULT_MIN_OVERLAP and "min_overlap" not in FORMATS[data.format].options:
+    known = FORMATS.get(data.format)  # `open_format` tells of one that is not known
+    if data.min_overlap != DEFAULT_MIN_OVERLAP and known is not None and "min_overlap" not in known.options:
         raise ConfigError(
             f"data.min_overlap has no effect with format {data.format}, whose scenes bring their own, got {data.min_overlap}: remove it"
         )
@@ -235,6 +236,7 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         fields=data.fields,
         annotators=data.annotators,
         regions=data.regions,
+        front=data.front,
         min_size=data.min_size,
         min_overlap=data.min_overlap,
         seed=seed,

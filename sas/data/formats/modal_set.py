@@ -23,7 +23,17 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from sas.data.formats.assemble import AnnotatedScenes, read_picture
-from sas.data.formats.coco import COCO, WORDS, checked_fields, find_picture, picture_folder, scene_id, truth, unique
+from sas.data.formats.coco import (
+    COCO,
+    PICTURE_CURE,
+    WORDS,
+    checked_fields,
+    find_picture,
+    picture_folder,
+    scene_id,
+    truth,
+    unique,
+)
 from sas.data.formats.index import AnnotationIndex, listed
 from sas.data.formats.raw import Action, Defect, RawObject, RawScene, Severity
 from sas.data.formats.report import Uses
@@ -73,6 +83,8 @@ class ModalSet(AnnotatedScenes):
     the SHA-256 of their file names; None: all. fields: a word of MODAL_WORDS -> name of the field in the file, "" for one not to be read.
     InputError if the file is no such JSON; `pictures` and `instances` also raise it if no picture is there, or no annotation has a mask.
     """
+
+    picture_cure = PICTURE_CURE
 
     def __init__(
         self,
@@ -342,7 +354,7 @@ def _regions(picture: Picture, record: _Record, file: Path) -> tuple[Regions, li
             bottom, right = (max(0, int(np.ceil(end))) for end in (y + h, x + w))
             masks[row, max(0, int(y)) : bottom, max(0, int(x)) : right] = True
             if segmentation is not None:  # a mask that is not there was told with its record
-                severity: Severity = "warning" if error.code == "mask-empty" else "error"
+                severity: Severity = "warning" if error.code == "mask-empty" else error.severity
                 notes.append((row, (severity, error.code, f"{error}; {_stands(instance.box)}", "drop")))
         if instance.crowd:
             words = "a crowd region is not one object, and none beside it counts as whole"

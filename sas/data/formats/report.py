@@ -42,7 +42,8 @@ class Uses:
 class Report:
     """What was found in a data set. Objects are counted as the reader gives them, without those it leaves out.
 
-    listed: pictures of the set; pictures: those looked at; readable: those that were not refused. visible, ordered: objects in pictures
+    listed: pictures of the set; pictures: those looked at; readable: those that were not refused; unordered: of these, those without
+    any order. visible, ordered: objects in pictures
     with visible masks, with a known order. sizes: pictures by (height, width). layers: pictures by their number of layers. depths: objects by
     layer_index. rates: objects by occlusion rate, [0] none hidden, [k] more than (k - 1) * 10 and at most k * 10 percent.
     modal: what the objects are good for, where the masks are modal; None elsewhere.
@@ -52,6 +53,7 @@ class Report:
     listed: int = 0
     pictures: int = 0
     readable: int = 0
+    unordered: int = 0
     objects: int = 0
     visible: int = 0
     ordered: int = 0
@@ -97,6 +99,8 @@ class Report:
             self.ordered += len(scene)
             self.layers[int(scene.layer_index.max(initial=-1)) + 1] += 1
             self.depths.update(scene.layer_index.tolist())
+        else:
+            self.unordered += 1
         if scene.visible_masks is not None or scene.order_matrix is not None:
             full = area(scene.amodal_masks)
             hidden = full - area(scene.visible & scene.amodal_masks)
@@ -105,7 +109,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        names = ("data", "listed", "pictures", "readable", "objects", "visible", "ordered", "repaired")
+        names = ("data", "listed", "pictures", "readable", "unordered", "objects", "visible", "ordered", "repaired")
         return {
             "format_version": 1,
             **{name: getattr(self, name) for name in names},
