@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import io
+import itertools
 import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 from tyro.conf import Positional
 
 from sas import cli_data
-from sas.config import Config, ConfigError, load_config
+from sas.config import Config, ConfigError, faults, load_config
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +87,10 @@ class Demo:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network; started again with the same arguments, training goes on where it stopped."""
+    """Train a network; started again with the same arguments, training goes on where it stopped.
+
+    A value of the configuration file is unset by None or null, as in --data.validation None.
+    """
 
     config: Positional[str] = ""
     """YAML file with what differs from the defaults (see configs/); may be left out."""
@@ -147,6 +155,16 @@ class Compose:
     """COCO-style JSON with masks of visible parts: its whole objects are cut out and composed."""
     images: str | None = None
     """Folder of the pictures that --from-modal names; that of the JSON if left out."""
+    fields: tuple[str, ...] = ()
+    """Field names of --from-modal that differ from COCO's, as visible=NAME ..."""
+    min_size: int | None = None
+    """Least side of an object cut out of --from-modal, pixels; 32 if left out."""
+    border: int | None = None
+    """Rows and columns at the picture's border in which an object of --from-modal may have no pixel; 2 if left out."""
+    share: float | None = None
+    """Share of an object of --from-modal that must be in one piece; 0.98 if left out."""
+    margin: int | None = None
+    """Pixels around an object of --from-modal that must be free of others; 4 if left out."""
     backgrounds: str | None = None
     """Folder of background pictures; rendered if left out."""
     part: Literal["all", "train", "validation", "test"] = "all"
@@ -234,9 +252,7 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
             raise
         from pydantic import ValidationError
 
-        words = str(error)
-        if isinstance(error, ValidationError):
-            words = "; ".join(_fault(fault) for fault in error.errors())
+        words = faults(error) if isinstance(error, ValidationError) else str(error)
         if not isinstance(error, ValueError | RuntimeError | OSError):
             words = f"{type(error).__name__}: {words} (--debug shows where)"
         print(f"{program or 'sas'}: {' '.join(words.split())}", file=sys.stderr)
@@ -248,16 +264,61 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
         )
 
 
-def _fault(fault: Any) -> str:
-    """One fault that pydantic found, in the words of the command line."""
-    name, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
-    return message if fault["type"] == "value_error" else f"{name}: {message}, got {fault['input']!r}; change the value"
-
-
 def _parse(command: type[Any], arguments: list[str], program: str | None, file: str | None) -> Any:
     """Arguments of a command; those of `train` change what its configuration file says."""
-    default = Train(settings=load_config(file)) if command is Train else None
-    return tyro.cli(command, args=arguments, prog=program, default=default, description=command.__doc__)
+    if command is not Train:
+        return tyro.cli(command, args=arguments, prog=program, description=command.__doc__)
+    settings = load_config(file)
+    arguments = ["None" if word == "null" else word for word in arguments]
+
+    def parsed() -> Any:
+        default = Train(settings=settings)
+        return tyro.cli(Train, args=arguments, prog=program, default=default, description=inspect.getdoc(Train))
+
+    if not {"-h", "--help"} & set(arguments):
+        # A value that the settings refuse is told as it is for a file; all else in the words of the parser.
+        try:
+            with redirect_stderr(io.StringIO()):
+                return parsed()
+        except SystemExit:
+            load_config(None, {**_flat(settings), **_overrides(arguments, settings)})
+    return parsed()
+
+
+def _overrides(arguments: Sequence[str], settings: Config) -> dict[str, Any]:
+    """{"section.field": value} of the options that name a field and give it a value."""
+    found: dict[str, Any] = {}
+    for place, word in enumerate(arguments):
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        section, _, field = name.partition(".")
+        known = getattr(type(getattr(settings, section, None)), "model_fields", {})
+        given = (
+            [value]
+            if equals
+            else list(itertools.takewhile(lambda one: not one.startswith("--"), arguments[place + 1 :]))
+        )
+        if option.startswith("--") and field in known and given:
+            found[name] = _value(known[field].annotation, given)
+    return found
+
+
+def _value(kind: Any, given: list[str]) -> Any:
+    """Words of the command line as the value of a field of some type; a word that does not fit stays a text."""
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        every = kinds[-1] is Ellipsis
+        return [_value(kinds[0], [word]) for word in (given if every else given[: len(kinds)])]
+    if get_origin(kind) is dict:
+        return dict(zip(given[::2], given[1::2], strict=False))
+    word, types = given[0], get_args(kind) or (kind,)
+    if word == "None" and type(None) in types:
+        return None
+    for number in (int, float):
+        if number in types or (number is int and float in types):
+            with suppress(ValueError):
+                return number(word)
+    return word
 
 
 def _data(arguments: list[str]) -> int:
@@ -269,11 +330,11 @@ def _data(arguments: list[str]) -> int:
     lines += [
         f"  {name:10s} {(command.__doc__ or '').splitlines()[0]}" for name, (command, _) in cli_data.COMMANDS.items()
     ]
-    words = (
-        "\n".join(lines)
-        if asked
-        else f"sas data: {arguments[0]!r} is no command; commands are {', '.join(cli_data.COMMANDS)}"
-    )
+    words = "\n".join(lines)
+    if not asked:
+        close = difflib.get_close_matches(arguments[0], cli_data.COMMANDS, n=1)
+        hint = f"did you mean `sas data {close[0]}`?" if close else f"commands are {', '.join(cli_data.COMMANDS)}"
+        words = f"sas data: {arguments[0]!r} is no command; {hint}"
     print(words, file=sys.stdout if asked else sys.stderr)
     return 0 if asked else USAGE
 
@@ -293,10 +354,9 @@ def _no_command(arguments: list[str], commands: dict[str, Any]) -> int:
     if asked:
         print("\n".join(lines))
         return 0
-    import difflib
-
-    close = difflib.get_close_matches(arguments[0], commands, n=1)
-    hint = f"did you mean `sas {close[0]}`?" if close else f"commands are {', '.join(commands)}"
+    whole = {**{name: name for name in (*commands, "data")}, **{name: f"data {name}" for name in cli_data.COMMANDS}}
+    close = difflib.get_close_matches(arguments[0], whole, n=1)
+    hint = f"did you mean `sas {whole[close[0]]}`?" if close else f"commands are {', '.join(commands)}, data"
     print(f"sas: {arguments[0]!r} is no command; {hint}", file=sys.stderr)
     return USAGE
 
@@ -470,13 +530,18 @@ def _evaluate(options: Evaluate) -> int:
     return 0
 
 
+_RULE = ("min_size", "border", "share", "margin")
+"""Arguments of `sas compose` that say when an object of modal masks is seen whole."""
+
+
 def _compose(options: Compose) -> int:
     if options.count < 1:
         raise UsageError(f"--count must be at least 1, got {options.count}; ask for one or more scenes")
     if options.from_modal and options.cutouts:
         raise UsageError("--from-modal excludes --cutouts; cut the objects first, or leave one of them out")
-    if options.images and not options.from_modal:
-        raise UsageError("--images has no effect without --from-modal; remove it")
+    given = [name for name in ("images", "fields", *_RULE) if getattr(options, name) not in (None, ())]
+    if given and not options.from_modal:
+        raise UsageError(f"--{given[0].replace('_', '-')} has no effect without --from-modal; remove it")
     from sas.data.folders import SASFolders, write_project, write_sas_folders
 
     out = Path(options.out)
@@ -504,14 +569,27 @@ def _composer(options: Compose) -> Composer:
     import tempfile
 
     from sas.config import DataSettings
+    from sas.data.instances import WholeRule
     from sas.data.modal import cut_objects
     from sas.factory import build_composer
 
+    try:
+        rule = WholeRule(**{name: getattr(options, name) for name in _RULE if getattr(options, name) is not None})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     with tempfile.TemporaryDirectory() as folder:
         cutouts = options.cutouts
         if options.from_modal:
             cutouts = (f"{folder}/cutouts",)
-            cut_objects(options.from_modal, options.images, cutouts[0], seed=options.seed, progress=True)
+            cut_objects(
+                options.from_modal,
+                options.images,
+                cutouts[0],
+                rule=rule,
+                fields=cli_data.named_fields(options.fields),
+                seed=options.seed,
+                progress=True,
+            )
         data = DataSettings(
             image_size=options.size,
             mask_size=options.size,

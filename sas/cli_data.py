@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,13 @@ class _Reading:
     images: str | None = None
     """Folder of the pictures that an annotation file names."""
     fields: tuple[str, ...] = ()
-    """Field names of a COCO-style file that differ from the preset, as amodal=NAME visible=NAME ..."""
+    """Field names of a COCO-style file that differ from the preset, as amodal=NAME visible=NAME ...; modal: visible=NAME."""
     annotators: str | None = None
     """COCOA: "all" annotators, the first "one" of each picture, or an annotator's name."""
     regions: Literal["all", "things", "stuff"] | None = None
     """COCOA: which regions."""
+    front: Literal["last", "first"] | None = None
+    """labelme: which end of a file's list of shapes is nearest, where they have no z_order; "last" is assumed."""
     limit: int | None = None
     """Pictures at most, the first ones."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -43,7 +46,7 @@ class Check(_Reading):
     out: str | None = None
     """Folder for report.md, report.json and a contact sheet with layers drawn."""
     repair: str | None = None
-    """Folder for a cleaned copy in the project format."""
+    """Folder for a cleaned copy in the project format; of modal masks, a COCO-style file."""
 
 
 @dataclass(frozen=True)
@@ -74,35 +77,38 @@ class Formats:
     """Show tracebacks."""
 
 
-def open_scenes(options: _Reading) -> Sequence[Scene]:
-    """The scenes that the arguments name."""
+def open_scenes(options: _Reading, *, look: bool = False) -> Sequence[Scene]:
+    """The scenes that the arguments name. look: for the checker, see `open_format`."""
     from sas.data.formats.registry import open_format
 
     return open_format(
         options.path,
         format=options.format,
+        look=look,
         images=options.images,
-        fields=_fields(options),
+        fields=named_fields(options.fields),
         annotators=options.annotators,
         regions=options.regions,
+        front=options.front,
     )
 
 
-def _fields(options: _Reading) -> dict[str, str]:
+def named_fields(pairs: Sequence[str]) -> dict[str, str]:
+    """The mapping that --fields gives as WORD=NAME."""
     from sas.io import InputError
 
-    wrong = [one for one in options.fields if "=" not in one]
+    wrong = [one for one in pairs if "=" not in one]
     if wrong:
         raise InputError(f"--fields must be pairs such as amodal=segmentation, got {wrong[0]!r}; write it as WORD=NAME")
-    return dict(one.split("=", 1) for one in options.fields)  # type: ignore[misc]
+    return dict(one.split("=", 1) for one in pairs)  # type: ignore[misc]
 
 
 def check(options: Check) -> int:
     from sas.data_check import run_check
 
-    _fields(options)  # a mistake in the arguments is no defect of the data
+    named_fields(options.fields)  # a mistake in the arguments is no defect of the data
     return run_check(
-        lambda: open_scenes(options),
+        lambda: open_scenes(options, look=True),
         data=options.path,
         out=options.out,
         repair=options.repair,
@@ -116,13 +122,13 @@ def convert(options: Convert) -> int:
     from sas.data.formats.writers import write_cocoa, write_kins2020
 
     out = _target(options.out)
-    scenes = open_scenes(options)
-    chosen = (scenes[place] for place in _places(scenes, options.limit))
+    chosen = _Chosen(open_scenes(options), options.limit)
     if options.to == "project":
         count = write_project(out, chosen, min_overlap=0.01, generator=f"sas data convert {options.path}")
     else:
         writers: dict[str, Any] = {"sas": write_sas_folders, "cocoa": write_cocoa, "kins2020": write_kins2020}
         count = writers[options.to](out, chosen)
+    _tell_order(chosen)
     print(f"{count} scenes -> {out}")
     return 0
 
@@ -131,23 +137,44 @@ def pack_shards(options: Pack) -> int:
     from sas.data.shards import pack
 
     out = _target(options.out)
-    scenes = open_scenes(options)
-    count = pack(_First(scenes, _places(scenes, options.limit)), out, shard_size=options.shard_size, progress=True)
+    chosen = _Chosen(open_scenes(options), options.limit)
+    count = pack(chosen, out, shard_size=options.shard_size, progress=True)
+    _tell_order(chosen)
     print(f"{count} scenes -> {out}")
     return 0
 
 
-class _First(Sequence["Scene"]):
-    """The first scenes of a sequence, still read one by one."""
+class _Chosen(Sequence["Scene"]):
+    """The first scenes of a sequence, still read one by one. unordered: how many of those read have no order at all."""
 
-    def __init__(self, scenes: Sequence[Scene], places: range) -> None:
-        self.scenes, self.places = scenes, places
+    def __init__(self, scenes: Sequence[Scene], limit: int | None) -> None:
+        self.scenes, self.places, self.unordered = scenes, _places(scenes, limit), 0
+        if (told := getattr(scenes, "told", None)) is not None:
+            told.add("order-unknown")  # the count comes at the end
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.scenes[self.places[index]]
+        scene = self.scenes[self.places[index]]
+        self.unordered += scene.order_matrix is None
+        return scene
+
+
+def _tell_order(chosen: _Chosen) -> None:
+    """What is not known of the order of scenes that were written, with counts."""
+    if chosen.unordered:
+        which = (
+            "nothing says"
+            if chosen.unordered == len(chosen)
+            else f"in {chosen.unordered} of {len(chosen)} scenes nothing says"
+        )
+        words = f"order-none: {which} who is in front; scenes without an order have no layers and cannot be trained on"
+        print(f"WARNING {words}", file=sys.stderr)
+    if pairs := getattr(chosen.scenes, "counts", {}).get("order-unknown", 0):
+        words = f"order-unknown: {pairs} pair{'' if pairs == 1 else 's'} of objects overlap and nothing says which is in front"
+        cure = "neither counts as in front in what was written; `sas data check` names each"
+        print(f"WARNING {words}; {cure}", file=sys.stderr)
 
 
 def formats(options: Formats) -> int:

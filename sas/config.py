@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,10 @@ class DataSettings(Settings):
     """COCOA: "all" annotators, the first "one" of each picture, or an annotator's name."""
     regions: Literal["all", "things", "stuff"] | None = None
     """COCOA: which regions."""
+    front: Literal["last", "first"] | None = None
+    """labelme: which end of a file's list of shapes is nearest, where they have no z_order; None: "last"."""
+    min_size: int | None = Field(None, ge=1)
+    """Modal masks: least side of an object that is completed, pixels; 32 if left out."""
     validation: str | None = None
     """Scenes to validate on, of the same format; without it those of `scenes`, which then says little."""
     validation_images: str | None = None
@@ -104,7 +109,8 @@ class DataSettings(Settings):
         if not 0 <= self.objects[0] <= self.objects[1] or self.objects[1] < 1:
             raise ValueError(f"objects must be (fewest, most) with most >= 1, got {self.objects}: fix the range")
         reading = (
-            "format", "images", "fields", "annotators", "regions", "validation", "validation_images", "shuffle_buffer", "augment",
+            "format", "images", "fields", "annotators", "regions", "front", "min_size", "validation", "validation_images", "shuffle_buffer",
+            "augment",
         )  # fmt: skip
         idle = [name for name in reading if getattr(self, name) != type(self).model_fields[name].default]
         if not self.scenes and idle:
@@ -130,11 +136,13 @@ class ModelSettings(Settings):
     name: Literal["unet", "split"] = "split"
     """Which network: the paper's UNet over image and masks together, or an image encoder and a light denoiser."""
     encoder: str = "conv"
-    """Image encoder of the split network: "conv" (from scratch), "efficientnet_lite0", or "timm/NAME"."""
+    """Image encoder of the split network: "conv" (from scratch), "efficientnet_lite0", "timm/NAME", or a registered one."""
     encoder_widths: tuple[int, ...] = (32, 64, 128)
     """Widths of the "conv" encoder's maps at strides 4, 8 and 16."""
     pretrained: bool = False
     """Start the encoder from ImageNet features (needs the extra `pretrained`, at training time only)."""
+    fusion: tuple[int, ...] = ()
+    """Widths at which the encoder's maps are fused with each other once per image, from fine to coarse; empty: they are not."""
     channels: tuple[int, ...] = (32, 64, 128, 160)
     """Width of each level."""
     blocks: int = Field(1, ge=1, le=8)
@@ -159,6 +167,8 @@ class ModelSettings(Settings):
             raise ValueError(
                 "encoder and encoder_widths belong to the split network: remove them, or set name to split"
             )
+        if self.name == "unet" and self.fusion:
+            raise ValueError("fusion belongs to the split network: remove it, or set name to split")
         if self.name == "split" and (not self.middle_attention or self.gradient_checkpointing):
             raise ValueError(
                 "middle_attention and gradient_checkpointing belong to the network unet: remove them, or set name to unet"
@@ -169,10 +179,10 @@ class ModelSettings(Settings):
             raise ValueError(
                 "pretrained needs the split network with an encoder other than conv: remove it or set encoder"
             )
-        wrong = [width for width in self.channels if width % self.norm_groups]
+        wrong = [width for width in (*self.channels, *self.fusion) if width < 1 or width % self.norm_groups]
         if wrong:
             raise ValueError(
-                f"norm_groups must divide every width of channels, got {self.norm_groups} and {wrong[0]}: change one of them"
+                f"norm_groups must divide every width of channels and fusion, got {self.norm_groups} and {wrong[0]}: change one of them"
             )
         return self
 
@@ -208,7 +218,7 @@ class DiffusionSettings(Settings):
     """Weight of the loss of the "nothing is left" head, for networks that have one."""
 
     rollout: float = Field(0.0, ge=0, le=1)
-    """Share of items whose cumulative mask is the network's own drawing so far (one step a layer)."""
+    """Share of pictures whose cumulative masks are the network's own drawing so far (one step a layer)."""
     energy_weight: float = Field(0.0, ge=0, le=100)
     """Weight of the energy score of one-step samples, which keeps 1-step ensembles diverse."""
     energy_members: int = Field(4, ge=2, le=64)
@@ -393,23 +403,56 @@ def config_from_dict(values: dict[str, Any], *, where: str = "configuration") ->
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(e) for e in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(faults)) from None
+        raise ConfigError(f"{where}: {faults(error)}") from None
 
 
-def _fault(error: Any) -> str:
-    """One fault in plain words: field, rule, value, cure."""
-    place = [str(part) for part in error["loc"]]
-    name = ".".join(place)
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(place[:-1])
-        close = difflib.get_close_matches(place[-1], known, n=1)
-        cure = f"did you mean {'.'.join([*place[:-1], close[0]])}?" if close else f"known there: {', '.join(known)}"
+def faults(error: ValidationError) -> str:
+    """What a section refuses, in plain words: field, rule, value and cure of each fault."""
+    told: dict[tuple[str, str], list[Any]] = {}
+    for one in error.errors():
+        # A field of several types has a fault for each, at a place that ends with the type.
+        place = [str(part) for part in one["loc"] if not _TYPE.fullmatch(str(part))]
+        told.setdefault((".".join(place), "" if one["type"] in _PLAIN else one["type"]), []).append(one)
+    return "; ".join(_fault(name, some) for (name, _), some in told.items())
+
+
+def _fault(name: str, errors: list[Any]) -> str:
+    first = errors[0]
+    place, _, last = name.rpartition(".")
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(place.split(".") if place else [])
+        close = difflib.get_close_matches(last, known, n=1)
+        cure = (
+            f"did you mean {place + '.' if place else ''}{close[0]}?" if close else f"known there: {', '.join(known)}"
+        )
         return f"unknown key {name}: {cure}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{name + ': ' if name else ''}{message}"
-    return f"{name}: {message}, got {error['input']!r}: change the value"
+    if first["type"] == "value_error":
+        return f"{name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}"
+    if first["type"] not in _PLAIN:
+        return f"{name}: {first['msg']}, got {first['input']!r}: change the value"
+    rules = [tuple(part.format(**one.get("ctx", {})) for part in _PLAIN[one["type"]]) for one in errors]
+    rule, cure = " or ".join(dict.fromkeys(rule for rule, _ in rules)), rules[-1][1]
+    return f"{name} must be {rule}, got {first['input']!r}: {cure}"
+
+
+_TYPE = re.compile(r"literal\[.*\]|int|float|str|bool")
+_WHOLE, _NUMBER = ("a whole number", "pass a whole number"), ("a number", "pass a number")
+_PLAIN: dict[str, tuple[str, str]] = {
+    "greater_than_equal": ("at least {ge:g}", "pass {ge:g} or more"),
+    "greater_than": ("more than {gt:g}", "pass a larger number"),
+    "less_than_equal": ("at most {le:g}", "pass {le:g} or less"),
+    "less_than": ("less than {lt:g}", "pass a smaller number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), _WHOLE),
+    **dict.fromkeys(("float_type", "float_parsing"), _NUMBER),
+    **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "pass one of them")),
+    "string_type": ("a text", "pass a text"),
+    "literal_error": ("{expected}", "choose one of them"),
+    "tuple_type": ("a list", "pass a list"),
+    "too_long": ("at most {max_length} values", "leave some out"),
+    "missing": ("given", "add it"),
+    **dict.fromkeys(("dict_type", "model_type"), ("fields and their values", "write NAME: VALUE for each")),
+}
+"""Rule and cure of what pydantic finds, by its name for it."""
 
 
 def _fields_at(place: list[str]) -> list[str]:

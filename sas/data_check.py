@@ -25,10 +25,12 @@ from tqdm.auto import tqdm
 
 from sas.data.folders import ProjectFolder, SASFolders, write_project
 from sas.data.formats.assemble import ROUNDING, AnnotatedScenes
+from sas.data.formats.modal_set import ModalSet
 from sas.data.formats.raw import Action, Defect, RawScene
-from sas.data.formats.report import UNREADABLE, Report, line, markdown
+from sas.data.formats.report import UNREADABLE, Report, Uses, line, markdown
 from sas.data.formats.segmentation import BadSegmentation, decode
 from sas.data.formats.sheet import Sheet
+from sas.data.formats.writers import write_modal
 from sas.io import InputError, atomic_folder, read_image, read_mask, write_json
 from sas.masks import area
 from sas.scene import Scene
@@ -36,6 +38,8 @@ from sas.scene import Scene
 logger = logging.getLogger(__name__)
 
 REPORT_FILES = ("report.json", "report.md", "sheet.png")
+FIRST = 3
+"""If so many pictures at the beginning are missing, the folder is probably wrong."""
 
 # ---------------------------------------------------------------------- looking
 
@@ -78,6 +82,7 @@ def _walk(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}; leave it out to look at all pictures")
     report.listed = len(scenes)
+    report.modal = Uses() if isinstance(scenes, ModalSet) else None
     total = report.listed if limit is None else min(limit, report.listed)
     if isinstance(scenes, AnnotatedScenes):
         try:
@@ -88,6 +93,7 @@ def _walk(
         refused = [line(defect) for defect in of_file if defect.action == "refuse"]
         if refused:  # every picture would be refused for the same reason
             raise _CannotRead(refused[0], told=True)
+    missing = 0
     known_twice = {defect.image for defect in report.defects if defect.code == "image-twice"}
     taken: set[str] = set()
     for index in range(total):
@@ -96,15 +102,39 @@ def _walk(
             defects.append(Defect("error", "image-twice", "an earlier picture has the same id", "keep", image=id))
         taken.add(id)
         tell(defects)
+        missing += any(defect.code == "image-missing" for defect in defects)
+        if missing == index + 1 == min(total, FIRST) and (cure := getattr(scenes, "picture_cure", "")):
+            tell([_wrong_folder(missing, cure)])
         report.pictures += 1
         if scene is not None:
             report.add(scene)
+            if report.modal is not None and isinstance(scenes, ModalSet):
+                report.modal.add(scenes.uses(index))
             if sheet is not None:
                 sheet.offer(index, total, scene, defects)
             if not any(defect.code == "image-cut" for defect in defects):
                 yield scene
         if on_progress is not None:
             on_progress(index + 1, total)
+    if report.unordered and report.modal is None:  # modal masks have no order, and need none
+        tell([_no_order(report, getattr(scenes, "order_cure", ""))])
+
+
+def _wrong_folder(missing: int, cure: str) -> Defect:
+    which = "the only picture is" if missing == 1 else f"the first {missing} pictures are all"
+    words = f"{which} missing, so the folder of the pictures may be another one: {cure}"
+    return Defect("warning", "image-folder", words, "keep")
+
+
+def _no_order(report: Report, cure: str) -> Defect:
+    """What it means that pictures have no order at all, told once for the set."""
+    every = report.unordered == report.readable
+    who = "nothing says" if every else f"{report.unordered} of {report.readable} pictures do not say"
+    words = (
+        f"{who} who is in front, so there are no layers, and layers cannot be trained on {'this set' if every else 'them'}; drawing "
+        f"and scores without order work; {cure or 'to train, add an order to the files'}"
+    )
+    return Defect("warning", "order-none", words, "keep")
 
 
 def _look(scenes: Sequence[Scene], index: int) -> tuple[str, Scene | None, list[Defect]]:
@@ -289,7 +319,8 @@ def run_check(
     scenes: the scenes, or a function that opens them; if it fails, that is a line too and the status is `UNREADABLE`. out: folder for
     report.json, report.md and sheet.png; an older report there is replaced. repair: new folder for a cleaned copy in the project format; what the reader
     drops or repairs is settled there, pictures that are refused or cut off are left out. limit: only the first pictures, in the copy too. write: takes
-    a line. data: file or folder that is read, for the title of the report; the copy may not lie in it.
+    a line. data: file or folder that is read, for the title of the report; the copy may not lie in it. What modal masks are good for is told
+    on a line before the counts, and their copy is a COCO-style file.
 
     InputError for a limit, folder or copy that cannot be; neither folder is then left half-written, and the data are never written to.
     """
@@ -311,7 +342,7 @@ def run_check(
         ) as bar:
             walk = _walk(opened, report, limit=limit, on_progress=lambda *_: bar.update(), on_defect=tell, sheet=sheet)
             if repair is not None:
-                _write_copy(repair, walk, report)
+                _write_copy(repair, walk, report, modal=isinstance(opened, ModalSet))
             for _ in walk:
                 pass
     except _CannotRead as error:
@@ -324,6 +355,8 @@ def run_check(
         return UNREADABLE
     if out is not None:
         _write_report(out, report, sheet.picture())
+    if report.modal is not None:
+        write(str(report.modal))
     write(str(report))
     if repair is not None and not report.repaired:
         raise InputError(f"cannot write {repair}: no picture is left to copy; mend the errors at their source first")
@@ -347,8 +380,8 @@ def _open(scenes: Sequence[Scene] | Callable[[], Sequence[Scene]]) -> Sequence[S
     return opened
 
 
-def _write_copy(target: str | Path, walk: Iterator[Scene], report: Report) -> None:
-    """Write the scenes as a project, each under an id of its own; nothing if there are none."""
+def _write_copy(target: str | Path, walk: Iterator[Scene], report: Report, *, modal: bool = False) -> None:
+    """Write the scenes as a project, or as a COCO-style file of modal masks, each under an id of its own; nothing if there are none."""
     report.repaired = 0
     first = next(walk, None)
     if first is None:
@@ -369,6 +402,9 @@ def _write_copy(target: str | Path, walk: Iterator[Scene], report: Report) -> No
             report.repaired = len(taken)
             yield scene if id == scene.id else replace(scene, id=id)
 
+    if modal:
+        write_modal(target, copied())
+        return
     write_project(target, copied(), min_overlap=first.min_overlap, generator="sas data check --repair")
 
 

@@ -67,7 +67,7 @@ class DiffusionObjective:
     high_noise_bias: 0 draws t uniformly; larger values draw it with density proportional to t^bias.
     layers, corruption: see `sas.items.layer_items`. image_range: see `in_range`.
     stop_weight: weight of the cross-entropy of the second output channel, a logit that the target is empty; 0: no such channel.
-    rollout: share of items whose cumulative mask is what the network itself has drawn so far, in one step a layer. energy_weight:
+    rollout: share of pictures whose cumulative masks are what the network itself has drawn so far, in one step a layer. energy_weight:
     weight of an energy score of `energy_members` one-step samples, which keeps them diverse. Both need x_0 logits.
     """
 
@@ -151,17 +151,20 @@ class DiffusionObjective:
 
     @torch.no_grad()
     def _with_own_cumulative(self, model: MaskDenoiser, encoded: Features, items: Items, keys: Keys) -> Items:
-        """Some items with the cumulative mask that the network, drawing layer after layer by itself, would stand at."""
+        """The items of some pictures with the cumulative mask that the network, drawing layer after layer by itself, would stand at."""
+        chosen = (keys.uniform("rollout") < self.rollout).to(items.target.device)
+        depth = items.layer.new_zeros(len(keys)).scatter_reduce(0, items.picture, items.layer, "amax") * chosen
         height, width = items.target.shape[-2:]
         found = torch.zeros(len(keys), 1, height, width, dtype=torch.bool, device=items.target.device)
         stands = [found]
-        for layer in range(int(items.layer.max())):
+        for layer in range(int(depth.max())):
             noise = keys.normal(f"rollout-{layer}", 1, height, width).to(found.device)
-            found = found | (self._one_step(model, encoded, found, noise) > 0.5)
+            (rows,) = torch.where(depth > layer)
+            drawn = self._one_step(model, select_rows(encoded, rows), found[rows], noise[rows]) > 0.5
+            found = found.index_copy(0, rows, found[rows] | drawn)
             stands.append(found)
-        own = torch.stack(stands)[items.layer, items.picture]
-        chosen = keys.items(items.picture, items.slot).uniform("rollout") < self.rollout
-        mixed = torch.where(chosen.to(own.device)[:, None, None, None], own, items.cumulative)
+        own = torch.stack(stands)[items.layer.clamp(max=len(stands) - 1), items.picture]
+        mixed = torch.where(chosen[items.picture][:, None, None, None], own, items.cumulative)
         return replace(items, cumulative=mixed)
 
     def _energy_score(self, model: MaskDenoiser, features: Features, items: Items, keys: Keys) -> torch.Tensor:

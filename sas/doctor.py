@@ -37,6 +37,7 @@ PYTHON = (3, 11)
 PICTURE = 32  # side of the test picture, pixels
 SLOW = 60.0  # seconds for it; a CPU core of ten years ago needs a fraction of this
 UNREADABLE = (InputError, ValueError, KeyError, TypeError, IndexError, OSError)
+FOREIGN = "look annotations over with `sas data check PATH --format NAME` (`sas data formats` lists the names), or check the path"
 EXTRAS = {"tensorboard": "tensorboard", "matplotlib": "notebook", "IPython": "notebook"}
 
 
@@ -75,7 +76,7 @@ def check_scenes(path: str | Path) -> list[Check]:
     edges cut to break cycles).
     """
     try:
-        scenes = open_scenes(path)
+        scenes = open_scenes(path, foreign=FOREIGN)
     except UNREADABLE as error:
         return [_failed(f"data {path}", error, cure="check the path")]
     checks: list[Check] = []

@@ -39,6 +39,10 @@ Predictor = Callable[[list[np.ndarray], int], list[LayeredResult]]
 TEST_SEED = 2_000_000
 TEST_COUNT = 200
 OCCLUDED_ABOVE = 0.01
+FOREIGN = (
+    "annotations are evaluated by a data YAML in their place, with `data: {scenes: PATH, format: NAME}` (`sas data formats` lists the "
+    "names), or check the path"
+)
 
 RULES = (
     "Scores are taken at the picture's full size; the mean is over images unless a rule below says instances or pooled.",
@@ -145,7 +149,7 @@ def load_dataset(path: str | Path) -> Sequence[Scene]:
     """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
-        return open_scenes(path)
+        return open_scenes(path, foreign=FOREIGN)
     values = _read_yaml(path)
     unknown = [str(key) for key in values if key not in ("data", "count", "seed", *Config.model_fields)]
     if unknown:

@@ -49,6 +49,7 @@ def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | Spl
                     mask_size=config.data.mask_size,
                     encoder=config.model.encoder,
                     encoder_widths=config.model.encoder_widths,
+                    fusion=config.model.fusion,
                     channels=config.model.channels,
                     blocks=config.model.blocks,
                     attention_sizes=config.model.attention_sizes,
@@ -223,7 +224,8 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         path, images = data.validation, data.validation_images or data.images
     if path is None:
         raise ConfigError("data.scenes must name scenes on disk, got nothing: set it")
-    if data.min_overlap != DEFAULT_MIN_OVERLAP and "min_overlap" not in FORMATS[data.format].options:
+    known = FORMATS.get(data.format)  # `open_format` tells of one that is not known
+    if data.min_overlap != DEFAULT_MIN_OVERLAP and known is not None and "min_overlap" not in known.options:
         raise ConfigError(
             f"data.min_overlap has no effect with format {data.format}, whose scenes bring their own, got {data.min_overlap}: remove it"
         )
@@ -234,6 +236,8 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         fields=data.fields,
         annotators=data.annotators,
         regions=data.regions,
+        front=data.front,
+        min_size=data.min_size,
         min_overlap=data.min_overlap,
         seed=seed,
     )

@@ -505,15 +505,19 @@ def _parameter_groups(model: nn.Module, *, encoder_rate: float) -> list[dict[str
 
 
 def _copy_weights(model: nn.Module, weights: str | Path, *, split: str) -> None:
-    """Start from the network of a saved pipeline; InputError if its architecture or its division of the data differs."""
+    """Start from the network of a saved pipeline; InputError if its architecture or its division of the data differs.
+
+    A `Fusion` that the saved network lacks may begin anew: it adds nothing before it is trained.
+    """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
         raise InputError(
             f"init_from {weights} was trained with data split {pipe.config.data_split[:12] or 'none'}, got {split[:12]} now, and may have "
             "seen what is held out; set data.split to none, or start from weights of the same split"
         )
-    state = pipe.model.state_dict()
-    own = model.state_dict()
+    saved, own = pipe.model.state_dict(), model.state_dict()
+    fused = any(name.startswith("fuse.") for name in saved)
+    state = saved if fused else {**{name: own[name] for name in own if name.startswith("fuse.")}, **saved}
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape] + [
         n for n in state if n not in own
     ]
@@ -522,6 +526,8 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str) -> None:
             f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with"
         )
     model.load_state_dict(state)
+    if len(state) > len(saved):
+        logger.info("init_from %s has no fusion of the encoder's maps: that begins untrained", weights)
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:

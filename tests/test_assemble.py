@@ -84,7 +84,8 @@ def test_mask_pictures(tmp_path: Path) -> None:
 def test_a_part_of_an_outline_may_be_bad() -> None:
     mask, notes = decode([polygon_of(2, 2, 12, 14), [1.0, 1.0, 5.0, 5.0]], HEIGHT, WIDTH)
     assert (mask == LEFT).all()
-    assert notes == [("error", "polygon-points", "a polygon has 2 points and needs 3", "drop")]
+    words = "polygon 2 of 2 has 2 points and needs 3; it alone is left out, the object is kept"
+    assert notes == [("error", "polygon-points", words, "repair")]
 
 
 def test_a_polygon_is_cut_at_the_border() -> None:
@@ -103,10 +104,16 @@ BAD_SEGMENTATIONS: list[tuple[Any, str, str]] = [
     ({"size": [20, 30], "counts": [1, 2]}, "rle-size", "the runs of the RLE must add up to 600 pixels, got [1, 2]"),
     ({"size": [20, 30], "counts": [700, -100]}, "rle-size", "the runs of the RLE must add up to 600 pixels"),
     ({"size": [20, 30], "counts": "11"}, "rle-size", "must cover 20x30 = 600 pixels, got runs over 2"),
-    ([[1.0, 1.0, 5.0, 5.0]], "polygon-points", "a polygon has 2 points and needs 3"),
+    ([[1.0, 1.0, 5.0, 5.0]], "polygon-points", "a polygon has 2 points and needs 3; the whole object is left out"),
+    (
+        [[1, 1], []],
+        "polygon-points",
+        "none of the 2 polygons has the 3 points that it needs; the whole object is left out",
+    ),
+    ([[10**400] * 6], "field", "a polygon must be a list of numbers, got [1000"),
     ([[1.0] * 7], "field", "a polygon must have an even number of values x, y, ..., got 7"),
     ([[float("nan")] * 6], "field", "a polygon must hold finite numbers, got NaN or infinity"),
-    ([[1e9] * 6], "outside", "a polygon reaches to 1e+09, farther than any picture"),
+    ([[1e9] * 6], "outside", "a polygon reaches to 1e+09, farther than any picture; the whole object is left out"),
     ([[[1, 2], [3, 4], [5, 6]]], "field", "a polygon must be a list of numbers, got [[1, 2], [3, 4], [5, 6]]"),
     (Path("nowhere.png"), "mask-missing", "there is no mask file nowhere.png"),
 ]
@@ -120,7 +127,8 @@ def test_bad_segmentations_by_their_words(segmentation: Any, code: str, words: s
     # In a scene the object is left out, and the scene says that it does not list everything.
     scene, defects = assemble(scene_of(picture, RawObject("1", "a", segmentation), RawObject("2", "b", FAR)))
     assert scene is not None and scene.names == ("b",) and not scene.complete
-    assert told(defects) == [("error", code, "drop", "1")] and words in defects[0].words
+    severity = "warning" if code == "outside" else "error"
+    assert told(defects) == [(severity, code, "drop", "1")] and words in defects[0].words
 
 
 def test_bad_mask_pictures(tmp_path: Path) -> None:

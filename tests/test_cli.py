@@ -74,8 +74,11 @@ def test_version(call: Call) -> None:
         ("trian", "sas: 'trian' is no command; did you mean `sas train`?"),
         (
             "photo.jpg",
-            "sas: 'photo.jpg' is no command; commands are demo, sample, train, evaluate, compose, export, doctor",
+            "sas: 'photo.jpg' is no command; commands are demo, sample, train, evaluate, compose, export, doctor, data",
         ),
+        ("convert", "sas: 'convert' is no command; did you mean `sas data convert`?"),
+        ("chekc", "sas: 'chekc' is no command; did you mean `sas data check`?"),
+        ("dat", "sas: 'dat' is no command; did you mean `sas data`?"),
     ],
 )
 def test_unknown_command(call: Call, word: str, hint: str) -> None:
@@ -158,8 +161,8 @@ def test_dry_run_looks_at_the_data(call: Call, tmp_path: Path) -> None:
     [
         ("training: {stepz: 3}", "unknown key training.stepz: did you mean training.steps?"),
         ("trainning: {steps: 3}", "unknown key trainning: did you mean training?"),
-        ("training: {steps: 0}", "training.steps: Input should be greater than or equal to 1, got 0: change the value"),
-        ("training: {steps: many}", "training.steps: Input should be a valid integer"),
+        ("training: {steps: 0}", "training.steps must be at least 1, got 0: pass 1 or more"),
+        ("training: {steps: many}", "training.steps must be a whole number, got 'many': pass a whole number"),
         ("data: {objects: [3, 1]}", "objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
         ("sampling: {steps: 2000}", "sampling.steps must be at most num_train_timesteps = 1000, got 2000: lower it"),
         ("training: [", "is not valid YAML"),
@@ -178,9 +181,6 @@ def test_faults_of_a_configuration(call: Call, tmp_path: Path, text: str, messag
     [
         (["missing.yaml"], ["configuration missing.yaml cannot be read (No such file or directory): check the path"]),
         (["--training.stepz", "3"], ["Unrecognized options: --training.stepz", "--training.steps INT"]),
-        (["--training.steps", "0"], ["steps", "greater than or equal to 1", "input_value=0"]),
-        (["--training.steps", "many"], ["--training.steps", "many"]),
-        (["--training.precision", "fp8"], ["--training.precision", "fp8"]),
         (["--data.mask-size", "30"], ["data.mask_size must be divisible by patch x 2^(levels - 1) = 16, got 30"]),
         (["--model.channels", "16", "32"], ["maps of encoder conv must fit the denoiser's levels, of sides (32, 16), got one of side 8"]),
     ],
@@ -191,6 +191,35 @@ def test_faults_of_the_arguments(call: Call, tmp_path: Path, arguments: list[str
     assert all(message in err for message in messages)
     assert "Traceback" not in err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.augment", "5"], "data.augment must be at most 1, got 5: pass 1 or less"),
+        (["--data.augment=5"], "data.augment must be at most 1, got 5: pass 1 or less"),
+        (["--training.steps", "0", "--cpu"], "training.steps must be at least 1, got 0: pass 1 or more"),
+        (["--training.steps", "many"], "training.steps must be a whole number, got 'many': pass a whole number"),
+        (["--training.precision", "fp8"], "training.precision must be 'no', 'fp16' or 'bf16', got 'fp8': choose one of them"),
+        (["--data.objects", "3", "1"], "data: objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
+        (["--logging.trackers", "wandb", "ml"], "logging.trackers.1 must be 'wandb' or 'tensorboard', got 'ml': choose one of them"),
+        (["--model.name", "net", "--sampling.steps", "0"], "model.name must be 'unet' or 'split', got 'net': choose one of them; "
+         "sampling.steps must be at least 1, got 0: pass 1 or more"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_one_plain_line(call: Call, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "mine.yaml").write_text("training: {seed: 3}\n")
+    assert call("train", "mine.yaml", *arguments) == (2, "", f"sas train: the command line: {message}")
+
+
+def test_a_value_of_the_file_is_unset(call: Call, tmp_path: Path) -> None:
+    text = "data: {scenes: nowhere, validation: gone}\ntraining: {steps: 7}\n"
+    (tmp_path / "mine.yaml").write_text(text + "model: {channels: [8, 16, 16], norm_groups: 4}\n")
+    for word in ("None", "null"):
+        unset = ("--data.scenes", word, "--data.validation", word)
+        status, out, err = call("train", "mine.yaml", "--dry-run", *unset, *QUICK)
+        assert (status, err) == (0, "") and "data: 2 rendered classes" in out
+    assert "unset by None or null, as in --data.validation None" in call("train", "--help")[1]
 
 
 def test_training_that_cannot_start_is_one_line(call: Call, tmp_path: Path) -> None:
@@ -264,9 +293,9 @@ def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) 
     ("arguments", "message"),
     [
         (["--count", "0"], "--count must be at least 1, got 0; ask for one or more scenes"),
-        (["--size", "8"], "image_size: Input should be greater than or equal to 16, got 8; change the value"),
+        (["--size", "8"], "image_size must be at least 16, got 8: pass 16 or more"),
         (["--objects", "3", "1"], "objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
-        (["--intra-class", "2"], "intra_class: Input should be less than or equal to 1, got 2.0; change the value"),
+        (["--intra-class", "2"], "intra_class must be at most 1, got 2.0: pass 1 or less"),
         (["--format", "coco"], "--format"),
         (["--coutn", "3"], "--count"),
     ],

@@ -159,11 +159,16 @@ PLANTED: dict[str, tuple[Callable[[RawScene], RawScene], list[str]]] = {
     ),
     "polygon of two points": (
         lambda r: with_object(r, "c", [[1, 1, 5, 5]]),
-        ["ERROR image=p1 object=c polygon-points: a polygon has 2 points and needs 3; dropped"],
+        [
+            "ERROR image=p1 object=c polygon-points: a polygon has 2 points and needs 3; the whole object is left out; dropped"
+        ],
     ),
     "one polygon of two": (
         lambda r: with_object(r, "c", [[1, 1, 5, 5], [24, 1, 30, 1, 30, 6]]),
-        ["ERROR image=p1 object=c polygon-points: a polygon has 2 points and needs 3; dropped"],
+        [
+            "ERROR image=p1 object=c polygon-points: polygon 1 of 2 has 2 points and needs 3; it alone is left out, the object is kept; "
+            "repaired"
+        ],
     ),
     "rle": (
         lambda r: with_object(r, "c", TINY_RLE),
@@ -346,7 +351,9 @@ def test_lines_are_told_as_they_are_found_and_stay_lines(tmp_path: Path) -> None
         on_progress=lambda *_: at.append(len(told)),
     )
     assert at == [1, 1]
-    assert told == ["ERROR image=p1 object=new line polygon-points: a polygon has 2 points and needs 3; dropped"]
+    assert told == [
+        "ERROR image=p1 object=new line polygon-points: a polygon has 2 points and needs 3; the whole object is left out; dropped"
+    ]
 
 
 def test_limit_looks_at_the_first_pictures(tmp_path: Path) -> None:
@@ -515,7 +522,9 @@ KINS_PLANTED: dict[str, tuple[Callable[[dict[str, Any], Path], Any], list[str]]]
     ),
     "two points": (
         lambda data, folder: data["annotations"].append(kins_object(13, 1, [[1, 1, 4, 4]], [[1, 1, 4, 4]])),
-        ["ERROR image=1 object=13 polygon-points: a polygon has 2 points and needs 3; dropped"],
+        [
+            "ERROR image=1 object=13 polygon-points: a polygon has 2 points and needs 3; the whole object is left out; dropped"
+        ],
     ),
     "rle size": (
         lambda data, folder: data["annotations"].append(kins_object(13, 1, TINY_RLE, TINY_RLE)),
@@ -608,7 +617,9 @@ COCOA_PLANTED: dict[str, tuple[Callable[[dict[str, Any], Path], Any], list[str]]
     ),
     "two points": (
         lambda data, folder: region(data, 3, [1, 1, 4, 4]),
-        ["ERROR image=1 object=3 polygon-points: a polygon has 2 points and needs 3; dropped"],
+        [
+            "ERROR image=1 object=3 polygon-points: a polygon has 2 points and needs 3; the whole object is left out; dropped"
+        ],
     ),
     "order twice": (
         lambda data, folder: region(data, 2, rle_encode(box(0, 24, 3, 30))),
@@ -882,6 +893,63 @@ def test_the_sheet_shows_the_worst_first_and_the_rest_spread_evenly(tmp_path: Pa
     assert picture is not None and picture.shape == (8 + 4 * 268, 8 + 6 * 248, 3)
 
 
+# ---------------------------------------------------------------------- what is told once for a set
+
+
+def test_a_set_without_any_order_is_told_so_once(tmp_path: Path) -> None:
+    record = good(tmp_path)
+    none = [replace(record, id=f"n{k}", ordered=False) for k in range(3)]
+    what = "so there are no layers, and layers cannot be trained on {}; drawing and scores without order work; to train, add an order to the files"
+    assert lines_of(Listed(*none)) == (
+        0,
+        [
+            f"WARNING image=- object=- order-none: nothing says who is in front, {what.format('this set')}; kept as it is",
+            "pictures=3 objects=6 errors=0 warnings=1",
+        ],
+    )
+    told = lines_of(Listed(record, *none))[1]
+    who = f"3 of 4 pictures do not say who is in front, {what.format('them')}"
+    assert told[:-1] == [f"WARNING image=- object=- order-none: {who}; kept as it is"]
+    lines_of(Listed(*none), out=tmp_path / "report")
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["unordered"] == 3 and report["codes"] == {"order-none": 1}
+
+
+def test_masks_alone_say_what_gives_them_an_order(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_picture(tmp_path / name / "image.png")
+        write_mask(tmp_path / name / "gt_00.png", NEAR)
+    status, told = lines_of(MaskFolders(tmp_path))
+    assert status == 0 and len(told) == 2 and "order-none" in told[0]
+    assert told[0].endswith(
+        'to train, give each folder an order.json: [["front", "behind"], ...] by the names of its masks; kept as it is'
+    )
+
+
+class Elsewhere(Listed):
+    picture_cure = "name the right one"
+
+
+def test_the_folder_of_the_pictures_is_doubted_once_if_the_first_ones_are_missing(tmp_path: Path) -> None:
+    record = good(tmp_path)
+    gone = [replace(record, id=f"g{k}", image=tmp_path / f"g{k}.png") for k in range(5)]
+
+    def doubts(*records: RawScene, kind: type[Listed] = Elsewhere) -> list[str]:
+        return [one for one in lines_of(kind(*records))[1] if "image-folder" in one]
+
+    words = "missing, so the folder of the pictures may be another one: name the right one; kept as it is"
+    many = f"WARNING image=- object=- image-folder: the first 3 pictures are all {words}"
+    assert doubts(*gone) == [many] == doubts(*gone[:3], record)
+    assert lines_of(Elsewhere(*gone))[1][3] == many  # as soon as it is known
+    assert doubts(gone[0]) == [f"WARNING image=- object=- image-folder: the only picture is {words}"]
+    assert doubts(*gone[:2], record) == doubts(record, *gone) == doubts(record) == []
+    assert doubts(*gone, kind=Listed) == []  # a format whose pictures cannot be elsewhere
+    with pytest.raises(
+        InputError, match="image g0 cannot be used: image-missing: .*; name the right one; or write a cleaned"
+    ):
+        Elsewhere(*gone)[0]
+
+
 # ---------------------------------------------------------------------- the table of codes
 
 
@@ -919,7 +987,7 @@ def test_meanings_are_single_sentences_and_fit_a_table() -> None:
     for code, about in CODES.items():
         for words in (about.means, about.hurts, about.mend):
             assert words.endswith(".") and ". " not in words and "|" not in words and "\n" not in words, code
-        assert about.severity.split(";")[0] in ("error", "warning")
+        assert about.severity in ("error", "warning")
     rows = codes_table().splitlines()
     assert len(rows) == len(CODES) + 2 and {row.count("|") for row in rows} == {6}
 
@@ -935,7 +1003,12 @@ def test_d2sa_samples(samples: Path, tmp_path: Path) -> None:
     )
     assert status == 0 and told[-1].startswith("pictures=2 objects=11 errors=0 ") and told[-1].endswith("repaired=2")
     assert hashes(data) == before
-    assert lines_of(ProjectFolder(tmp_path / "copy")) == (0, ["pictures=2 objects=11 errors=0 warnings=0"])
+    assert [one for one in told if "order-none" in one] == [told[-2]]
+    assert told[-2].startswith(
+        "WARNING image=- object=- order-none: nothing says who is in front, so there are no layers, and "
+    )
+    again, line = lines_of(ProjectFolder(tmp_path / "copy"))
+    assert (again, line[1:]) == (0, ["pictures=2 objects=11 errors=0 warnings=1"]) and "order-none" in line[0]
 
 
 def test_cocoa_samples(samples: Path, tmp_path: Path) -> None:

@@ -590,14 +590,23 @@ def test_rollout_is_what_the_network_would_have_found() -> None:
         assert torch.equal(seen[m], expected), (m, layer)
 
 
-def test_rollout_takes_its_share_and_keeps_targets() -> None:
-    batch, keys = make_batch(), Keys(0, 0, (0, 1, 2))
-    items = layer_items(batch, keys)
-    for share in (0.0, 0.5):
-        network = Constant({})
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_rollout_takes_its_share_of_pictures(share: float) -> None:
+    batch, touched, steps = make_batch(), 0, 40
+    for step in range(steps):
+        keys, network = Keys(0, step, (0, 1, 2)), Constant({})
         logit_objective(rollout=share).loss(network, batch, keys)
-        same = (network.cumulative[-1] == items.cumulative).flatten(1).all(dim=1)
-        assert same.all() if share == 0 else 0 < (~same).sum() < len(items)
+        items = layer_items(batch, keys)
+        own = (network.cumulative[-1] != items.cumulative).flatten(1).any(dim=1)
+        within = [own[items.picture == picture] & (items.layer > 0)[items.picture == picture] for picture in range(3)]
+        expected = [(items.layer > 0)[items.picture == picture] for picture in range(3)]
+        for found, all_of_them in zip(
+            within, expected, strict=True
+        ):  # an empty drawing differs from every layer but the first
+            assert torch.equal(found, all_of_them) or not found.any()
+            touched += bool(found.any())
+    pictures = steps * sum(bool(count) for count in batch.layer_counts)
+    assert touched == 0 if share == 0 else 0.3 * pictures < touched < 0.7 * pictures
 
 
 def test_rollout_has_no_gradient_and_is_reproducible() -> None:

@@ -93,6 +93,7 @@ def test_rendered_beside_folders_is_drawn_equally_often(cutouts: Path) -> None:
     [
         ({"data_split": "by_name"}, "split has no effect without cutouts or backgrounds"),
         ({"data_rendered": True}, "rendered has no effect without cutouts or backgrounds"),
+        ({"model_fusion": (8, 8)}, "fusion belongs to the split network"),
         ({"model_encoder": "efficientnet_lite0"}, "encoder and encoder_widths belong to the split network"),
         (
             {"model_name": "split", "model_middle_attention": False},

@@ -152,8 +152,19 @@ def test_empty_set_and_other_folders_are_refused(tmp_path: Path) -> None:
         InputError, match="none must hold at least one scene, got none; compose some with `sas compose`"
     ):
         open_scenes(tmp_path / "none")
+    info = tmp_path / "none" / "dataset.json"
+    for content, words in (
+        ("[]", "must have format_version 1, got None"),
+        ('{"format_version": 1}', "must have the SHA-256 None"),
+    ):
+        info.write_text(content)
+        with pytest.raises(InputError, match=words):
+            open_scenes(tmp_path / "none")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(InputError, match="photos holds neither dataset.json nor folders <id>_<layer>; name the format"):
+    with pytest.raises(
+        InputError,
+        match="photos holds neither dataset.json nor shards.json nor folders <id>_<layer>; name the format of",
+    ):
         open_scenes(tmp_path / "photos")
     with pytest.raises(InputError, match="absent must be a folder, found nothing; check the path"):
         open_scenes(tmp_path / "absent")

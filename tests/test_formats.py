@@ -17,6 +17,7 @@ from sas.data.folders import open_scenes
 from sas.data.formats.registry import FORMATS, open_format
 from sas.data.formats.writers import write_cocoa, write_kins2020
 from sas.data.source import read_ahead
+from sas.doctor import check_scenes
 from sas.evaluation import evaluate, load_dataset, pipeline_predictor
 from sas.factory import build_source, check_data, open_data
 from sas.io import InputError
@@ -91,9 +92,9 @@ def test_configurations_of_the_data_sets_are_valid_and_say_what_they_were_tested
         assert words in text
 
 
-@pytest.mark.parametrize("name", ["format", "images", "validation", "augment"])
+@pytest.mark.parametrize("name", ["format", "images", "validation", "augment", "front"])
 def test_settings_of_reading_need_scenes(name: str) -> None:
-    value = 0.5 if name == "augment" else "cocoa"
+    value = {"augment": 0.5, "front": "first"}.get(name, "cocoa")
     with pytest.raises(ConfigError, match=f"{name} has no effect without scenes: set scenes, or remove it"):
         load_config(None, {f"data.{name}": value})
 
@@ -141,6 +142,98 @@ def test_packed_shards_are_read_in_blocks_and_the_stream_does_not_depend_on_work
 # ---------------------------------------------------------------------- the command line
 
 
+def drawn(folder: Path, *heights: int | None) -> Path:
+    """A labelme file of squares, each over the one before, with these z_orders."""
+    folder.mkdir()
+    Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(folder / "a.png")
+    shapes = []
+    for k, height in enumerate(heights):
+        points = [[4 * k + x, 2 * k + y] for x, y in ((1, 1), (13, 1), (13, 13), (1, 13))]
+        shapes.append({"label": f"o{k}", "points": points, **({} if height is None else {"z_order": height})})
+    record = {"shapes": shapes, "imagePath": "a.png", "imageHeight": 24, "imageWidth": 32}
+    (folder / "a.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_the_nearest_end_of_a_list_is_an_option_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = drawn(tmp_path / "drawn", None, None)
+    call = ["data", "check", str(folder), "--format", "labelme"]
+    assert main(call) == 0 and " order-assumed: a.json has no z_order" in capsys.readouterr().out
+    for front, layers in (("last", [1, 0]), ("first", [0, 1])):
+        assert main([*call, "--front", front]) == 0
+        assert capsys.readouterr().out == "pictures=1 objects=2 errors=0 warnings=0\n"
+        out = str(tmp_path / f"shards-{front}")
+        assert main(["data", "pack", str(folder), "--format", "labelme", "--front", front, "--out", out]) == 0
+        assert open_scenes(out)[0].layer_index.tolist() == layers
+        config = load_config(None, {"data.scenes": str(folder), "data.format": "labelme", "data.front": front})
+        assert open_data(config.data)[0].layer_index.tolist() == layers
+        capsys.readouterr()
+    with pytest.raises(InputError, match="front has no effect with format cocoa, got 'last'; leave it out"):
+        open_format(tmp_path, format="cocoa", front="last")
+
+
+@pytest.mark.parametrize("command", ["convert", "pack"])
+def test_an_unknown_order_is_told_with_its_count_when_scenes_are_written(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = drawn(tmp_path / "drawn", 1, 1, 1)
+    assert main(["data", command, str(folder), "--format", "labelme", "--out", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"1 scenes -> {tmp_path / 'out'}\n"
+    words = "order-unknown: 3 pairs of objects overlap and nothing says which is in front; neither counts as in front in what was"
+    assert f"WARNING {words} written; `sas data check` names each\n" in err
+    assert not [record for record in caplog.records if "order-unknown" in record.getMessage()]
+    masks = tmp_path / "masks"
+    for name in ("a", "b"):
+        (masks / name).mkdir(parents=True)
+        Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(masks / name / "image.png")
+        Image.fromarray(np.eye(24, 32, dtype=np.uint8) * 255).save(masks / name / "gt_0.png")
+    assert main(["data", command, str(masks), "--format", "masks", "--out", str(tmp_path / "one")]) == 0
+    words = "nothing says who is in front; scenes without an order have no layers and cannot be trained on"
+    assert f"WARNING order-none: {words}\n" in capsys.readouterr().err
+    (masks / "b" / "order.txt").write_text("")
+    assert main(["data", command, str(masks), "--format", "masks", "--out", str(tmp_path / "two")]) == 0
+    assert f"WARNING order-none: in 1 of 2 scenes {words}\n" in capsys.readouterr().err
+
+
+def test_an_unknown_order_is_told_when_it_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = drawn(tmp_path / "drawn", 1, 1, 1)
+    source = build_source(tiny_config(data_scenes=str(folder), data_format="labelme"))
+    for step in range(3):
+        source.batch(step, range(4))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "order-unknown: nothing says which of shapes[0] and shapes[1] is in front" in message
+    assert "pairs like this in the picture: 3." in message
+
+
+def test_a_file_is_annotations_and_the_cure_fits_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "set.json"
+    file.write_text("{}")
+    found = f"data {file} must be a folder, found a file; "
+    cure = "name the format of annotations with --format NAME or, in a configuration, data.format (`sas data formats` lists them)"
+    assert main(["data", "check", str(file)]) == 2 and found + cure in capsys.readouterr().out
+    with pytest.raises(
+        InputError, match="annotations are evaluated by a data YAML in their place, with `data: {scenes: PATH"
+    ):
+        load_dataset(file)
+    (check,) = check_scenes(file)
+    assert not check.ok and check.words == found.removesuffix("; ")
+    assert check.cure.startswith("look annotations over with `sas data check PATH --format NAME`")
+    assert "--format" not in check_scenes(tmp_path / "none")[0].cure
+    data = tmp_path / "data.yaml"
+    data.write_text(f"data: {{scenes: {file}, format: coco, min_overlap: 0.2}}")
+    with pytest.raises(InputError, match="must hold the lists images and annotations"):
+        load_dataset(data)
+    file.write_text('{"shapes": [], "imagePath": "x"}')
+    with pytest.raises(InputError, match=r"--format labelme \(data.format in a configuration\)"):
+        load_dataset(data)
+    data.write_text(f"data: {{scenes: {file}, format: coko, min_overlap: 0.2}}")
+    with pytest.raises(InputError, match=r"format must be one that is known, got 'coko'; did you mean coco\?"):
+        load_dataset(data)
+
+
 def test_check_convert_and_pack(cocoa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["data", "convert", str(cocoa), "--format", "cocoa", "--to", "kins2020", "--out", str(tmp_path / "kins")])
@@ -173,7 +266,8 @@ def test_exit_status_of_the_checker(cocoa: Path, tmp_path: Path, capsys: pytest.
 
 def test_words_that_are_no_command_and_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data"]) == 0 and "check" in capsys.readouterr().out
-    assert main(["data", "chek"]) == 2 and "commands are check, convert, pack, formats" in capsys.readouterr().err
+    assert main(["data", "chek"]) == 2 and "did you mean `sas data check`?" in capsys.readouterr().err
+    assert main(["data", "xyz"]) == 2 and "commands are check, convert, pack, formats" in capsys.readouterr().err
     assert main(["data", "formats"]) == 0 and "kins2020" in capsys.readouterr().out
     assert (
         main(["data", "check", str(tmp_path), "--limit", "0"]) == 2

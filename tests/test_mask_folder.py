@@ -135,6 +135,28 @@ def test_two_order_files_are_refused(tmp_path: Path) -> None:
         MaskFolders(folder)[0]
 
 
+def test_masks_without_their_picture_are_a_missing_picture(tmp_path: Path) -> None:
+    save(tmp_path / "a", {"gt_00": BACK})
+    lost = save(tmp_path / "b", {"gt_00": BACK, "gt_01": FRONT, "gt_02": FRONT, "gt_03": FRONT})
+    (lost / "image.png").unlink()
+    (tmp_path / "notes").mkdir()
+    scenes = MaskFolders(tmp_path)
+    assert len(scenes) == 2
+    scene, defects = scenes.inspect(1)
+    assert scene is None and [str(defect) for defect in defects] == [
+        "ERROR image=b object=- image-missing: the folder holds gt_00.png, gt_01.png, gt_02.png, ... and no picture image.jpg, image.png "
+        "or the like; refused"
+    ]
+    with pytest.raises(InputError, match="image b cannot be used: image-missing: the folder holds gt_00.png"):
+        scenes[1]
+    for place in (lost, tmp_path / "only"):
+        if place != lost:
+            (tmp_path / "only").mkdir()
+            lost.rename(tmp_path / "only" / "b")
+        with pytest.raises(InputError, match=r"got pictures without an image.\* in .*/b; name another folder"):
+            MaskFolders(place)
+
+
 def test_paths(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="masks .*gone must be a folder, found nothing; name the folder of the scenes"):
         MaskFolders(tmp_path / "gone")

@@ -21,7 +21,8 @@ from sas.config import Config
 from sas.data.atlas import Atlas
 from sas.data.composer import Composer
 from sas.data.folders import open_scenes, write_project, write_sas_folders
-from sas.data.instances import ModalSet, WholeRule, cutout, slug
+from sas.data.formats.modal_set import ModalSet
+from sas.data.instances import WholeRule, cutout, slug
 from sas.data.modal import PartialCompletion, cut_objects, paste, shifted
 from sas.data.source import SceneLoader
 from sas.data.split import part_of
@@ -146,9 +147,9 @@ def scenes(modal: tuple[Path, Path]) -> PartialCompletion:
 def test_objects_that_count_as_whole(modal: tuple[Path, Path]) -> None:
     data = ModalSet(*modal)
     said = {}
-    for picture in data.pictures.values():
+    for picture in data.pictures:
         regions = data.regions(picture)
-        said |= {one.id: RULE.objection(regions, row) for row, one in enumerate(regions.instances)}
+        said |= {int(one.id): RULE.objection(regions, row) for row, one in enumerate(regions.instances)}
     assert said == {
         11: "",
         12: "",
@@ -168,7 +169,7 @@ def test_objects_that_count_as_whole(modal: tuple[Path, Path]) -> None:
 
 def test_each_part_of_the_rule_has_an_edge(modal: tuple[Path, Path]) -> None:
     data = ModalSet(*modal)
-    regions = [data.regions(picture) for picture in data.pictures.values()]
+    regions = [data.regions(picture) for picture in data.pictures]
     assert replace(RULE, min_size=15).objection(regions[0], 0) == "", "15 rows high"
     assert replace(RULE, min_size=16).objection(regions[0], 0) == "too small"
     assert replace(RULE, border=5).objection(regions[0], 0) == "", "the fifth row is free"
@@ -225,9 +226,9 @@ def test_no_whole_object_leaves_nothing_behind(modal: tuple[Path, Path], tmp_pat
     with pytest.raises(InputError) as caught:
         cut_objects(*modal, tmp_path / "cut", rule=WholeRule(min_size=70))
     assert (
-        "must hold at least one whole object, got none (1 crowds, 3 masks that cannot be decoded, 9 too small)"
-        in str(caught.value)
-    )
+        "must hold at least one whole object, got none (1 crowds, 3 masks that cannot be decoded, 9 too small); "
+        "lower min_size (--min-size) from 70 to 34 or less; look at it with `sas data check"
+    ) in str(caught.value)
     assert not (tmp_path / "cut").exists()
 
 
@@ -258,27 +259,28 @@ def test_rules_that_make_no_sense(change: dict[str, Any], words: str) -> None:
 
 
 def test_the_folder_of_the_file_is_where_pictures_are_looked_for(modal: tuple[Path, Path]) -> None:
-    assert ModalSet(*modal).folder == modal[1]
+    assert ModalSet(*modal).images == modal[1]
     with pytest.raises(
-        InputError, match="must hold pictures that .*instances.json names, got none of 3; name the folder"
+        InputError, match="must hold pictures that .*instances.json names, got none of 3; name the folder .*--images"
     ):
-        ModalSet(modal[0])
+        _ = ModalSet(modal[0]).pictures
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[]", "must be COCO-style JSON with a list 'images', got NoneType"),
-        ('{"images": [], "annotations": 3}', "must be COCO-style JSON with a list 'annotations', got int"),
-        ('{"images": [], "annotations": []}', "got none of 0"),
-        ('{"images": [}', "is not valid JSON at line 1 column 13"),
+        ("[]", "must be an object with the lists images and annotations, got a list or a single value"),
+        ('{"images": [], "annotations": 3}', "but images is an empty list and annotations is a value"),
+        ('{"images": [}', "are not valid JSON at byte 12, line 1"),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(InputError, match=words):
         ModalSet(tmp_path / "a.json", tmp_path)
-    with pytest.raises(InputError, match="images .*/nowhere must be a folder of pictures, found none"):
+    with pytest.raises(
+        InputError, match="images must name the folder of the pictures, found nothing at .*/nowhere; correct"
+    ):
         write_set(tmp_path / "set")
         ModalSet(tmp_path / "set" / "instances.json", tmp_path / "nowhere")
 
@@ -302,13 +304,16 @@ def test_bad_entries_are_passed_over_and_counted(tmp_path: Path, caplog: pytest.
         categories=None,
     )
     data = ModalSet(file, images)
+    assert len(data) == 4 and [one.id for one in data.pictures] == ["1"]
     assert (
-        "passed over 2 annotations without a picture, 1 pictures that are missing, 1 pictures whose id is taken, "
-        "3 pictures without id, file_name, width or height"
+        "passed over 1 pictures that are missing, 2 pictures without file name or size and defects of the file "
+        "(field, image-twice, image-unknown, object-twice); `sas data check"
     ) in caplog.text
-    assert [one.id for one in data.instances] == [7, "row-1", "row-2", 8, 9], "a region is there, whatever its id"
+    assert [one.id for one in data.instances] == ["7", "7 (2)", "annotation 3", "8", "9"], (
+        "a region is there, whatever its id"
+    )
     assert [one.category for one in data.instances] == ["3", *["object"] * 4]
-    regions = data.regions(data.pictures[1])
+    regions = data.regions(data.pictures[0])
     assert regions.decoded.tolist() == [True, True, False, False, False]
     assert [int(mask.sum()) for mask in regions.masks] == [300, 300, 0, 100, HEIGHT * WIDTH]
 
@@ -317,7 +322,7 @@ def test_parts_divide_the_pictures(modal: tuple[Path, Path], caplog: pytest.LogC
     assert [part_of(f"{n}.png") for n in (1, 2, 3)] == ["train"] * 3
     assert len(ModalSet(*modal, part="train").pictures) == 3
     with pytest.raises(InputError, match="must hold pictures of part 'test' that"):
-        ModalSet(*modal, part="test")
+        _ = ModalSet(*modal, part="test").pictures
     assert "annotations without a picture" not in caplog.text
 
 
@@ -331,7 +336,7 @@ def test_names_fit_for_files() -> None:
 
 def crops_of(data: ModalSet, scene: Scene) -> tuple[int, np.ndarray, tuple[slice, slice]]:
     """Row of A, the photograph, and the window that the scene is a crop of: the place where A's mask lies as in the scene."""
-    key = int(scene.id.rsplit("-", 1)[1])
+    key = scene.id.rsplit("-", 1)[1]
     instance = next(one for one in data.instances if one.id == key)
     regions = data.regions(instance.picture)
     row = regions.instances.index(instance)
@@ -355,7 +360,7 @@ def test_scenes_have_the_eraser_in_front_and_know_what_they_do_not_know(scenes: 
         share = (eraser & mask).sum() / mask.sum()
         assert 0.1 <= share <= 0.7
 
-        picture = next(p for p in scenes.data.pictures.values() if scene.id.split("-")[1] == str(p.id))
+        picture = next(p for p in scenes.data.pictures if scene.id.split("-")[1] == str(p.id))
         others = scenes.data.regions(picture).others(row)[window]
         assert (scene.known == ~(others & ~mask)).all()
         unknown += int((~scene.known).sum())

@@ -78,11 +78,35 @@ def test_a_z_order_counts_more_than_the_place_in_the_file(tmp_path: Path, holder
 
 
 def test_where_the_z_order_is_missing_or_equal_the_order_is_unknown(tmp_path: Path) -> None:
-    for second in ({}, {"z_order": 1}, {"z_order": True}, {"z_order": "near"}):
+    for second in ({}, {"z_order": 1}):
         save_labelme(tmp_path, [shape(BACK, z_order=1), shape(FRONT, **second)])
         scene, defects = LabelmeScenes(tmp_path).inspect(0)
         assert scene is not None and scene.order_matrix is not None and not scene.order_matrix.any()
         assert codes(defects) == [("shapes[0]", "order-unknown", "keep")]
+    for second in (True, "near", float("nan")):
+        save_labelme(tmp_path, [shape(BACK, z_order=1), shape(FRONT, z_order=second)])
+        defects = LabelmeScenes(tmp_path).inspect(0)[1]
+        assert codes(defects) == [("shapes[1]", "field", "repair"), ("shapes[0]", "order-unknown", "keep")]
+        assert defects[0].words == f"z_order must be a number, got {str(second)!r}; it is left out"
+
+
+def test_that_the_list_gives_the_order_is_told_once_unless_somebody_said_so(tmp_path: Path) -> None:
+    save_labelme(tmp_path, [shape(BACK), shape(FRONT)], name="b")
+    save_labelme(tmp_path, [shape(BACK), shape(FRONT)], name="c")
+    save_labelme(tmp_path, [shape(BACK)], name="a")
+    (defect,) = LabelmeScenes(tmp_path).file_defects()
+    assert str(defect) == (
+        "WARNING image=- object=- order-assumed: b.json has no z_order, so each shape is taken to lie in front of those before it in the "
+        "file, here and wherever there is none; if you drew from front to back say --front first, else --front last (data.front in a "
+        "configuration); kept as it is"
+    )
+    for front in ("last", "first"):
+        assert LabelmeScenes(tmp_path, front=front).file_defects() == []  # type: ignore[arg-type]
+    for name in ("b", "c"):
+        save_labelme(tmp_path, [shape(BACK, z_order=1), shape(FRONT)], name=name)
+    (tmp_path / "d.json").write_text("{")
+    (tmp_path / "e.json").write_text('{"shapes": 3}')
+    assert LabelmeScenes(tmp_path).file_defects() == []
 
 
 def test_rectangles_circles_and_masks(tmp_path: Path) -> None:
@@ -127,6 +151,12 @@ def test_shapes_of_one_label_and_group_are_one_object(tmp_path: Path) -> None:
     ("broken", "code", "words"),
     [
         ({"shape_type": "line"}, "shape-kind", "a line encloses nothing; polygon, rectangle, circle and mask do"),
+        (
+            {"shape_type": "blob"},
+            "shape-kind",
+            "'blob' is no kind of outline that is known; polygon, rectangle, circle and mask",
+        ),
+        ({"shape_type": 3}, "field", "shape_type must be a text, got 3"),
         ({"shape_type": "circle"}, "field", "a circle must have two finite points, got"),
         ({"points": [[1, 2, 3]]}, "field", r"a shape must have points \[\[x, y\], ...\]"),
         ({"points": None}, "field", "a shape must have points"),
@@ -160,9 +190,14 @@ def test_a_broken_shape_is_dropped_and_told(tmp_path: Path, broken: dict[str, An
     ("record", "words"),
     [
         ("{", "refuse: json: .*a.json is not valid JSON at line 1 column 2"),
-        ("[]", "field: a.json has no shapes and imagePath, as labelme writes them"),
-        ('{"shapes": 3, "imagePath": "a.png"}', "field: a.json has no shapes and imagePath"),
-        ('{"shapes": [], "imagePath": null}', "field: a.json has no shapes and imagePath"),
+        (
+            "[]",
+            r"field: a.json must hold shapes \(a list\) and imagePath \(a text\), as labelme writes them; it is a list",
+        ),
+        ('{"shapes": []}', "field: a.json must hold shapes .*; it has shapes"),
+        ('{"images": [], "annotations": []}', "the file looks like another format: --format coco"),
+        ('{"shapes": 3, "imagePath": "a.png"}', "field: a.json must hold shapes .*; got int and str"),
+        ('{"shapes": [], "imagePath": null}', "field: a.json must hold shapes .*; got list and NoneType"),
         ('{"shapes": [], "imagePath": "b.png"}', "image-missing: there is no file .*b.png"),
         ('{"shapes": [], "imagePath": "a.png", "imageHeight": 5, "imageWidth": 6}', "image-size: the file says 6x5"),
     ],

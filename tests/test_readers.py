@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -22,8 +23,10 @@ from conftest import box
 from PIL import Image
 from tiny import ROOT
 
+from sas.data.formats import stream
 from sas.data.formats.coco import PRESETS, CocoScenes, checked_fields
 from sas.data.formats.cocoa import CocoaScenes
+from sas.data.formats.hints import suggest
 from sas.data.formats.index import LISTED, AnnotationIndex
 from sas.data.formats.raw import Defect
 from sas.data.formats.writers import write_cocoa, write_kins2020
@@ -177,7 +180,7 @@ def test_a_rank_that_is_no_number(tmp_path: Path) -> None:
     scene, defects = CocoScenes(path, preset="kins2020").inspect(0)
     assert scene is not None and len(scene) == 1
     assert codes(defects) == [("error", "field", "repair", "1", "1")]
-    assert defects[0].words == "ico_id (rank) must be a number, got 'near'; the rank is left out"
+    assert defects[0].words == "ico_id (rank) must be a number, got 'near'; it is left out"
 
 
 # ---------------------------------------------------------------------- fields that are not there
@@ -188,18 +191,150 @@ def test_a_wrong_guess_is_told_with_its_cure(tmp_path: Path) -> None:
     path = write_file(tmp_path, [image_record()], records)
     scenes = CocoScenes(path, preset="muva")
     has = "it has id, image_id, category_id, iscrowd, segmentations, shown"
-    amodal = f"no annotation has a field 'segmentation' (amodal); {has}; did you mean --fields amodal=segmentations?"
-    visible = f"no annotation has a field 'visible_mask' (visible); {has}; name the right one: --fields visible=NAME"
+    amodal = f"no annotation has a field 'segmentation' (amodal); {has}; did you mean --fields amodal=segmentations (data.fields in a configuration)?"
+    visible = f"no annotation has a field 'visible_mask' (visible); {has}; name the right one: --fields visible=NAME (data.fields in a configuration)"
     assert scenes.file_defects() == [
         Defect("error", "field", amodal, "refuse"),
         Defect("error", "field", visible, "keep"),
     ]
     with pytest.raises(
-        InputError, match=r"image 1 cannot be used: field: .*did you mean --fields amodal=segmentations\?"
+        InputError,
+        match=r"image 1 cannot be used: field: .*did you mean --fields amodal=segmentations \(data.fields in",
     ):
         scenes[0]
     mended = CocoScenes(path, preset="muva", fields={"amodal": "segmentations", "visible": "shown"})
     assert mended.file_defects() == [] and len(mended[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "fields", "expected"),
+    [
+        ("amodal", "segmentations", {"segmentations": [[1]], "score": 1}, "segmentations"),
+        ("amodal", "segm", {"i_segm": [[1]], "a_bbox": [1]}, None),  # close, and known to be what is seen
+        ("amodal", "segmentation", {"i_segm": [[1]], "a_segm": [[1]]}, "a_segm"),
+        ("visible", "visible_mask", {"visible_masks": 3, "visible": {"size": []}}, "visible"),  # a number is no mask
+        ("rank", "is_crowded", {"iscrowd": 0}, None),
+        ("rank", "orders", {"order": 2, "border": "x"}, "order"),
+        ("rank", "orders", {"order": None}, "order"),  # nothing is known of its values
+        ("rank", "depth", {"group": 1, "dept": "far"}, None),
+        ("file_name", "file_name", {"filename": "x", "file_names": ["x"]}, "filename"),
+        ("amodal", "mask", {"masks": [[1]]}, None),  # stands for another word already
+    ],
+)
+def test_only_a_field_that_may_be_meant_is_proposed(
+    word: str, name: str, fields: dict[str, Any], expected: str | None
+) -> None:
+    assert suggest(word, name, fields, {"visible": "masks", word: name}) == expected
+
+
+def test_a_file_of_kins_under_the_other_name_of_kins(tmp_path: Path) -> None:
+    new = write_file(tmp_path, [image_record()], [annotation(k, **one) for k, one in enumerate(KINS_2020)])
+    (tmp_path / "old").mkdir()
+    records = [annotation(k, segmentation=rle_encode(BEHIND), inmodal_seg=rle_encode(FRONT)) for k in range(2)]
+    old = write_file(tmp_path / "old", [image_record()], records)
+    for path, preset, other in (
+        (new, "kins", "kins2020"),
+        (new, "coco", "kins2020"),
+        (old, "kins2020", "kins"),
+        (old, "d2sa", "kins"),
+    ):
+        words = CocoScenes(path, preset=preset).file_defects()[0].words
+        assert words.endswith(
+            f"; the file looks like another format: --format {other} (data.format in a configuration)"
+        )
+        assert "did you mean" not in words
+    # It has all that is asked for, and no order: then that is the cure.
+    assert CocoScenes(old).file_defects() == [] and CocoScenes(old).order_cure.endswith(
+        "--format kins (data.format in a configuration)"
+    )
+    assert CocoScenes(old, preset="kins").file_defects() == [] == CocoScenes(new, preset="kins2020").file_defects()
+    (defect,) = CocoaScenes(old).inspect(0)[1][:1]
+    assert defect.words.endswith("the file looks like another format: --format kins (data.format in a configuration)")
+    cocoa = cocoa_file(tmp_path, drawing())
+    assert "--format cocoa" in CocoScenes(cocoa).file_defects()[0].words
+
+
+def test_a_set_of_masks_says_what_gives_it_an_order(tmp_path: Path) -> None:
+    scenes = CocoScenes(write_file(tmp_path, [image_record()], [annotation(1, segmentation=rle_encode(FRONT))]))
+    assert scenes[0].order_matrix is None
+    assert scenes.order_cure == (
+        "to train, name the field of visible masks or of ranks: --fields visible=NAME or rank=NAME (data.fields in a configuration)"
+    )
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_json_does_not_know_costs_one_annotation(tmp_path: Path, word: str) -> None:
+    good = annotation(1, segmentation=[[2, 2, 12, 2, 12, 12, 2, 12]], note='NaN "NaN\\')
+    bad = annotation(2, segmentation=[[2, 2, "@", 2, 12, 12, 2, 12]])
+    path = write_file(tmp_path, [image_record()], [good, {**good, "id": 3, "area": "@"}, bad])
+    path.write_text(path.read_text().replace('"@"', word).replace('"id": 3', '\n"id": 3'))
+    line = path.read_text()[: path.read_text().index(f'area": {word}')].count("\n") + 1
+    for _ in range(2):  # made, and found on disk
+        scenes = CocoScenes(path)
+        (defect,) = scenes.file_defects()
+        assert (defect.severity, defect.code, defect.action) == ("warning", "not-finite", "keep")
+        assert re.match(
+            rf"{word} at byte \d+, line {line} is a number that JSON does not know; write null or a number in its place; an annotation",
+            defect.words,
+        )
+        scene, defects = scenes.inspect(0)
+        assert scene is not None and len(scene) == 2 and not scene.complete
+        assert codes(defects) == [("error", "field", "drop", "1", "2")]
+        assert defects[0].words == "a polygon must hold finite numbers, got NaN or infinity"
+
+
+def test_words_of_json_are_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = rb'{"a\"NaN\\": [NaN, "NaN", -Infinity, Infinity, "\\"], "b": NaN}'
+    wanted = rb'{"a\"NaN\\": ["NaN", "NaN", "-Infinity", "Infinity", "\\"], "b": "NaN"}'
+    for size in range(1, 20):
+        monkeypatch.setattr(stream, "CHUNK", size)
+        assert b"".join(stream._quoted(io.BytesIO(text))) == wanted
+
+
+def test_words_that_are_none_of_json_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+    for word in ("nan", "None", "True", "undefined"):
+        path.write_text('{"images": [{"id": 1}],\n"annotations": [{"id": @}]}'.replace("@", word))
+        with pytest.raises(
+            InputError, match=rf"line 2 \({word} is no word of JSON, which are true, false and null\); get"
+        ):
+            AnnotationIndex(path)
+
+
+@pytest.mark.parametrize("side", [-5, 0, "x", [3], float("nan")])
+def test_a_size_that_is_none_is_told_and_not_checked(tmp_path: Path, side: Any) -> None:
+    path = write_file(tmp_path, [{**image_record(), "height": side}], [annotation(1, segmentation=rle_encode(FRONT))])
+    scene, defects = CocoScenes(path).inspect(0)
+    assert scene is not None and codes(defects) == [("error", "field", "repair", "1", "")]
+    assert defects[0].words.startswith("the height of the picture must be a number from 1, got ")
+    path = cocoa_file(tmp_path, drawing())
+    content = json.loads(path.read_text())
+    content["images"][0]["height"] = side
+    path.write_text(json.dumps(content))
+    scene, defects = CocoaScenes(path).inspect(0)
+    assert scene is not None and codes(defects) == [("error", "field", "repair", "1", "")]
+
+
+def test_a_file_name_with_a_zero_is_a_missing_picture(tmp_path: Path) -> None:
+    path = write_file(tmp_path, [image_record()], [annotation(1, segmentation=rle_encode(FRONT))])
+    path.write_text(path.read_text().replace("1.png", r"a\u0000b"))
+    assert [defect.code for defect in CocoScenes(path).inspect(0)[1]] == ["image-missing"]
+
+
+def test_pairs_of_unknown_order_are_told_once_with_their_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    same = {**KINS_2020[0], "i_segm": None, "ico_id": 1, "oco_id": 1}
+    records = [annotation(10 * image + k, image, **same) for image in (1, 2) for k in range(3)]
+    scenes = CocoScenes(write_file(tmp_path, [image_record(1), image_record(2)], records), preset="kins2020")
+    for _ in range(2):
+        assert [len(scene) for scene in scenes] == [3, 3]
+    assert scenes.counts["order-unknown"] == 12
+    (message,) = [one.getMessage() for one in caplog.records]
+    assert message.startswith(
+        "WARNING image=1 object=10 order-unknown: nothing says which of 10 and 11 is in front; kept as it is; "
+    )
+    assert "pairs like this in the picture: 3. Neither counts as in front" in message
 
 
 def test_a_mask_that_one_annotation_lacks(tmp_path: Path) -> None:
@@ -210,7 +345,7 @@ def test_a_mask_that_one_annotation_lacks(tmp_path: Path) -> None:
     assert codes(defects) == [("error", "field", "drop", "1", "2"), ("error", "field", "drop", "1", "3")]
     assert defects[0].words == (
         "the annotation has no field 'segmentation' (amodal); it has id, image_id, category_id, iscrowd; "
-        "name the right one: --fields amodal=NAME"
+        "name the right one: --fields amodal=NAME (data.fields in a configuration)"
     )
     assert defects[1].words == "segmentation (amodal) must not be empty, got None"
 
@@ -221,7 +356,8 @@ def test_an_image_without_a_file_name(tmp_path: Path) -> None:
     scene, defects = CocoScenes(path).inspect(0)
     assert scene is None and codes(defects) == [("error", "field", "refuse", "1", "")]
     assert defects[0].words == (
-        "the image has no field 'file_name' (file_name); it has id, filename, height, width; did you mean --fields file_name=filename?"
+        "the image has no field 'file_name' (file_name); it has id, filename, height, width; "
+        "did you mean --fields file_name=filename (data.fields in a configuration)?"
     )
 
 
@@ -239,6 +375,10 @@ def test_arguments_that_are_wrong(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"fields": {"amodel": "x"}}, "got 'amodel'; did you mean 'amodal'?"),
         ({"fields": {"zzz": "x"}}, "got 'zzz'; choose one of them"),
+        (
+            {"fields": {"order": "depth"}},
+            "got 'order'; did you mean 'rank' (place from front to back, smaller is nearer)?",
+        ),
         ({"fields": {"amodal": 3}}, "fields must map amodal to the name of a field, got 3; pass a text"),
         (
             {"fields": {"image_id": ""}},
@@ -557,7 +697,7 @@ def damage(text: str) -> dict[str, tuple[str, str]]:
     return {
         "cut": (text[:middle], f"after its last byte, {middle}: it was cut off"),
         "letters": (text[:middle] + "§" + text[middle:], f"at byte {middle}, line 1"),
-        "nan": (text[:-1] + ', "x": NaN}', f"at byte {len(text) + 6}, line 1"),
+        "nan": (text[:middle] + "nan" + text[middle:], f"at byte {middle}, line 1 (nan is no word of JSON"),
         "behind": (text + "]", f"at byte {len(text)}, line 1"),
         "empty": ("", "after its last byte, 0: it was cut off"),
     }
@@ -570,7 +710,8 @@ def test_damaged_json_is_refused_with_its_place(kind: str, tmp_path: Path) -> No
     path.write_text(text)
     with pytest.raises(InputError) as caught:
         AnnotationIndex(path)
-    assert str(caught.value).startswith(f"annotations {path} are not valid JSON {where} (")
+    assert str(caught.value).startswith(f"annotations {path} are not valid JSON {where}")
+    assert " (" in str(caught.value)
     assert str(caught.value).endswith("; get the file again, or mend it there")
     assert list(tmp_path.iterdir()) == [path]  # nothing half-made is left
 
@@ -739,7 +880,8 @@ def test_cocoa_constraints_that_say_nothing(
     [
         ("text", "error", "field", "region 4", "regions[3] must be an object, got str"),
         ({"order": 4, "name": "x"}, "error", "field", "4", "the region has no segmentation; it has order, name"),
-        ({"order": 4, "segmentation": [1, 2, 3, 4]}, "error", "polygon-points", "4", "a polygon has 2 points and needs 3"),
+        ({"order": 4, "segmentation": [1, 2, 3, 4]}, "error", "polygon-points", "4",
+         "a polygon has 2 points and needs 3; the whole object is left out"),
     ],
 )  # fmt: skip
 def test_cocoa_regions_that_are_dropped(

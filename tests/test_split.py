@@ -15,7 +15,15 @@ from torch.nn import functional
 from sas.factory import build_composer, build_model, build_pipeline
 from sas.io import InputError
 from sas.items import layer_items
-from sas.models import ConvEncoder, EfficientNetLite0, SplitDenoiser, TimmEncoder, select_rows
+from sas.models import (
+    ConvEncoder,
+    EfficientNetLite0,
+    FeatureEncoder,
+    SplitDenoiser,
+    TimmEncoder,
+    register_encoder,
+    select_rows,
+)
 from sas.models.encoders import build_encoder
 from sas.pipeline import SASPipeline
 from sas.seeding import Keys
@@ -124,6 +132,44 @@ def test_maps_go_to_the_level_of_their_size(changes: dict, levels: list[tuple[in
     assert model(*inputs(1), features).shape == (1, 2, 16, 16)
 
 
+@torch.no_grad()
+def test_fusion_adds_nothing_before_training_and_then_lets_far_maps_see_each_other() -> None:
+    plain, fused = small(), small(fusion=(8, 8, 16))
+    fused.load_state_dict({**fused.state_dict(), **plain.state_dict()})
+    image = pictures(2)
+    for before, after in zip(plain.encode(image), fused.encode(image), strict=True):
+        assert torch.equal(before, after)
+    for leave in fused.fuse.leave:
+        leave.weight.normal_()
+    corner = image.clone()
+    corner[..., :8, :8] = -corner[..., :8, :8]
+    moved = (fused.encode(corner)[0] - fused.encode(image)[0])[..., -1, -1].abs().max()
+    still = (plain.encode(corner)[0] - plain.encode(image)[0])[..., -1, -1].abs().max()
+    assert moved > 5 * still, "at the opposite corner; the encoder's own norms reach it a little"
+
+
+def test_fusion_of_the_wrong_length_is_named() -> None:
+    with pytest.raises(ValueError, match=r"fusion must name the width of each of the 3 levels .* got \(8,\): change"):
+        small(fusion=(8,))
+
+
+@pytest.mark.parametrize("grown", [True, False])
+def test_training_starts_from_weights_without_fusion_but_not_the_other_way(tmp_path: Path, grown: bool) -> None:
+    plain = tiny_config(**SPLIT, training_steps=1)
+    fused = tiny_config(**SPLIT, model_fusion=(8, 8, 16), training_steps=1)
+    first, second = (plain, fused) if grown else (fused, plain)
+    start = Trainer(first, tmp_path / "start", cpu=True, progress=False).run()
+    trainer = Trainer(second, tmp_path / "next", init_from=tmp_path / "start" / "pipeline", cpu=True, progress=False)
+    if not grown:
+        with pytest.raises(InputError, match=r"holds another architecture \(first difference: fuse\."):
+            trainer.run()
+        return
+    trainer._build()
+    image = pictures(1)
+    for before, after in zip(start.model.encode(image), trainer.model.encode(image), strict=True):
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-6)
+
+
 def test_maps_that_fit_no_level_are_named() -> None:
     with pytest.raises(
         ValueError,
@@ -137,7 +183,7 @@ def test_bad_sizes_are_named() -> None:
         small(mask_size=18)
     with pytest.raises(ValueError, match=r"image must have shape \(B, 3, 32, 32\), got \(1, 3, 16, 16\)"):
         small().encode(pictures(1, 16))
-    with pytest.raises(InputError, match='encoder must be "conv", "efficientnet_lite0" or "timm/NAME", got \'resnet\''):
+    with pytest.raises(InputError, match="encoder must be .* or a registered one, got 'resnet'; choose"):
         build_encoder("resnet", widths=(8, 8, 8), norm_groups=4)
     with pytest.raises(ValueError, match=r"widths must name the width of each of three maps, got \(8,\)"):
         ConvEncoder((8,))
@@ -204,6 +250,47 @@ def test_missing_packages_are_named() -> None:
         InputError, match=r"encoder timm/resnet18 needs a package that is not installed; pip install timm"
     ):
         TimmEncoder("resnet18")
+
+
+class Halving(nn.Module):
+    """A network like timm's with `features_only=True`: maps at strides 4 and 8."""
+
+    class feature_info:
+        @staticmethod
+        def reduction() -> list[int]:
+            return [4, 8]
+
+        @staticmethod
+        def channels() -> list[int]:
+            return [6, 10]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 4, stride=4), nn.Conv2d(6, 10, 2, stride=2)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        self.seen = image
+        first = self.first(image)
+        return [first, self.second(first)]
+
+
+def test_a_network_of_ones_own_trains_is_saved_and_loaded(tmp_path: Path) -> None:
+    register_encoder("halving", lambda: FeatureEncoder(Halving(), mean=(0.25, 0.5, 0.5), std=(0.25, 0.5, 0.5)))
+    settings = {name: value for name, value in SPLIT.items() if name != "model_encoder_widths"}
+    config = tiny_config(**settings, model_encoder="halving", training_steps=1)
+    pipe = Trainer(config, tmp_path / "run", cpu=True, progress=False).run()
+    image = pictures(1)
+    maps = pipe.model.encode(image)
+    assert [tuple(level.shape[1:]) for level in maps] == [(8, 8, 8), (16, 4, 4)]
+    red, green = (pipe.model.image_encoder.network.seen[:, channel] for channel in (0, 1))
+    torch.testing.assert_close(red, ((image[:, 0] + 1) / 2 - 0.25) / 0.25)
+    torch.testing.assert_close(green, image[:, 1])
+    again = SASPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    for one, other in zip(again.model.encode(image), maps, strict=True):
+        assert torch.equal(one, other)
+    for taken in ("halving", "conv", "timm/resnet18"):
+        with pytest.raises(InputError, match=f"name must be that of no other encoder, got '{taken}'"):
+            register_encoder(taken, Halving)
 
 
 # ---------------------------------------------------------------------- in the pipeline and the trainer

@@ -99,6 +99,8 @@ def scene_from_entry(entry: dict[str, Any], *, image: np.ndarray, min_overlap: f
         raise InputError(
             f"{where}: image {entry['file']} must be {width}x{height}, got {image.shape[1]}x{image.shape[0]}; restore the picture"
         )
+    if not isinstance(entry["id"], str):
+        raise InputError(f"{where}: id must be a text, got {str(entry['id'])[:40]}; write the data set again")
     objects, order = entry["objects"], entry["order"]
     masks = _decode([o["segmentation"] for o in objects], height, width, where)
     seen = all("visible" in o for o in objects) if objects else "visible" in entry

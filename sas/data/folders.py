@@ -32,22 +32,28 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 
 
-def open_scenes(path: str | Path) -> ProjectFolder | SASFolders | Shards:
-    """The scenes below a folder: in the project format, packed in shards, or as SAS folders, whichever it is."""
+FOREIGN = (
+    "name the format of annotations with --format NAME or, in a configuration, data.format (`sas data formats` lists them), or check the "
+    "path"
+)
+
+
+def open_scenes(path: str | Path, *, foreign: str = FOREIGN) -> ProjectFolder | SASFolders | Shards:
+    """The scenes below a folder: in the project format, packed in shards, or as SAS folders, whichever it is.
+
+    foreign: the cure to name for a file, and for a folder that holds none of these.
+    """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(
-            f"data {path} must be a folder, found {'a file' if path.exists() else 'nothing'}; check the path"
-        )
+        found, cure = ("a file", foreign) if path.exists() else ("nothing", "check the path")
+        raise InputError(f"data {path} must be a folder, found {found}; {cure}")
     if (path / "dataset.json").exists():
         return ProjectFolder(path)
     if (path / "shards.json").exists():
         return Shards(path)
     if SASFolders.layer_folders(path):
         return SASFolders(path)
-    raise InputError(
-        f"data {path} holds neither dataset.json nor folders <id>_<layer>; name the format of annotations (`sas data formats` lists them), or check the path"
-    )
+    raise InputError(f"data {path} holds neither dataset.json nor shards.json nor folders <id>_<layer>; {foreign}")
 
 
 class ProjectFolder(LazyScenes):
@@ -56,7 +62,7 @@ class ProjectFolder(LazyScenes):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.info: dict[str, Any] = read_json(self.path / "dataset.json")
-        version = self.info.get("format_version")
+        version = self.info.get("format_version") if isinstance(self.info, dict) else None
         if version != FORMAT_VERSION:
             raise InputError(
                 f"{self.path}/dataset.json must have format_version {FORMAT_VERSION}, got {version}; write it again with this version of sas"
@@ -73,7 +79,12 @@ class ProjectFolder(LazyScenes):
             raise InputError(
                 f"{lines} must have the SHA-256 {self.info.get('sha256')} of dataset.json, got {digest}; the file was changed or cut: write the data set again"
             )
-        self.min_overlap = float(self.info.get("min_overlap", 0.01))
+        share = self.info.get("min_overlap", 0.01)
+        if not isinstance(share, int | float) or not 0 <= share < 1:
+            raise InputError(
+                f"{self.path}/dataset.json must have a min_overlap in [0, 1), got {str(share)[:40]}; write the data set again"
+            )
+        self.min_overlap = float(share)
         self.lines = text.decode().splitlines()
         if not self.lines:
             raise InputError(f"{self.path} must hold at least one scene, got none; compose some with `sas compose`")

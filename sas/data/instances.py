@@ -1,60 +1,49 @@
-"""Photographs with modal masks only (COCO-style JSON): reading them, and telling which objects are seen whole.
-
-The file holds `images` [{id, file_name, width, height}], `annotations` [{id, image_id, category_id, segmentation, bbox, iscrowd}] and
-`categories` [{id, name}]; a segmentation is polygons or RLE. Ids and fields are looked at when the file is opened, masks and pictures
-when they are asked for. What cannot be used is passed over and counted in a warning, but an object whose mask cannot be decoded
-still stands in its picture: it counts as its `bbox`, or as the whole picture if it has none. An annotation without an id of its own
-is named by its row in the file.
-"""
+"""Objects of photographs with modal masks only: what is known of each, telling which are seen whole, and cutting them out."""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeGuard
 
 import numpy as np
 from scipy import ndimage
 
-from sas.data.formats.segmentation import BadSegmentation, decode
-from sas.data.split import Part, part_of
-from sas.io import InputError, read_image, read_json
 from sas.masks import union
-
-logger = logging.getLogger(__name__)
-
-Key = int | str
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One entry of `images`. height, width: as the file declares them, pixels."""
+    """One entry of `images`. height, width: as the file declares them, pixels. index: its place in the file."""
 
-    id: Key
+    id: str
     file: str
     height: int
     width: int
+    index: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Instance:
-    """One entry of `annotations`. segmentation: polygons or RLE, as in the file. box: (x, y, width, height) in pixels or None."""
+    """One entry of `annotations`. id: one of its own in its picture. place: that among the picture's annotations. box: (x, y, width, height)
+    in pixels or None. filled: whether it has a mask, as far as can be told without decoding it."""
 
-    id: Key
+    id: str
     picture: Picture
     category: str
-    segmentation: Any
+    place: int
     box: tuple[float, float, float, float] | None
     crowd: bool
+    filled: bool
 
     @property
     def name(self) -> str:
         """`<image id>-<annotation id>`, fit for a file name."""
         return slug(f"{self.picture.id}-{self.id}")
+
+    def completable(self, min_size: int) -> bool:
+        """Whether it may be an object of that size, as far as the file says without decoding its mask."""
+        return self.filled and not self.crowd and (self.box is None or min(self.box[2:]) >= min_size - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,113 +57,6 @@ class Regions:
     def others(self, row: int) -> np.ndarray:
         """What belongs to any other region, bool (H, W)."""
         return union(np.delete(self.masks, row, axis=0))
-
-
-class ModalSet:
-    """A COCO-style file and its folder of pictures.
-
-    images: where the file names start from; None: the folder of the file. part: only the pictures of one part of the fixed division, by
-    the SHA-256 of their file names; None: all.
-    InputError if the file is no such JSON or if the folder holds none of its pictures.
-    """
-
-    def __init__(self, file: str | Path, images: str | Path | None = None, *, part: Part | None = None) -> None:
-        self.file = Path(file)
-        self.folder = self.file.parent if images is None else Path(images)
-        content = read_json(self.file)
-        tables = {name: content.get(name) if isinstance(content, dict) else None for name in ("images", "annotations")}
-        for name, table in tables.items():
-            if not isinstance(table, list):
-                raise InputError(
-                    f"{self.file} must be COCO-style JSON with a list {name!r}, got {type(table).__name__}; "
-                    "name an instance annotation file such as instances_train2017.json"
-                )
-        if not self.folder.is_dir():
-            raise InputError(f"images {self.folder} must be a folder of pictures, found none; check the path")
-        passed: Counter[str] = Counter()
-        self._elsewhere: set[Key] = set()
-        self.pictures = self._pictures(tables["images"] or [], part, passed)
-        names = {
-            row.get("id"): str(row.get("name")) for row in content.get("categories") or [] if isinstance(row, dict)
-        }
-        self.instances = list(self._instances(tables["annotations"] or [], names, passed))
-        self._rows: dict[Key, list[int]] = {}
-        for row, instance in enumerate(self.instances):
-            self._rows.setdefault(instance.picture.id, []).append(row)
-        if passed.total():
-            logger.warning("%s: passed over %s", self.file, counted(passed))
-
-    def regions(self, picture: Picture) -> Regions:
-        """The regions of a picture, decoded in its frame."""
-        found = tuple(self.instances[row] for row in self._rows.get(picture.id, []))
-        masks = np.zeros((len(found), picture.height, picture.width), dtype=bool)
-        decoded = np.zeros(len(found), dtype=bool)
-        for i, instance in enumerate(found):
-            try:
-                masks[i] = self.mask(instance)
-                decoded[i] = True
-            except BadSegmentation as error:
-                logger.info("%s: annotation %s counts as its box: %s", self.file, instance.id, error)
-                x, y, w, h = instance.box or (0, 0, picture.width, picture.height)
-                bottom, right = (max(0, int(np.ceil(end))) for end in (y + h, x + w))
-                masks[i, max(0, int(y)) : bottom, max(0, int(x)) : right] = True
-        return Regions(found, masks, decoded)
-
-    def mask(self, instance: Instance) -> np.ndarray:
-        """The modal mask of one instance, bool (H, W). BadSegmentation if it cannot be decoded or has no pixel in the picture."""
-        return _decode(instance.segmentation, instance.picture.height, instance.picture.width)
-
-    def image(self, picture: Picture) -> np.ndarray:
-        """uint8 (H, W, 3). InputError if the file is damaged or of another size than declared."""
-        path = self.folder / picture.file
-        image = read_image(path)
-        if image.shape[:2] != (picture.height, picture.width):
-            raise InputError(
-                f"image {path} must be {picture.width}x{picture.height} as {self.file.name} says, "
-                f"got {image.shape[1]}x{image.shape[0]}; restore the picture"
-            )
-        return image
-
-    def _pictures(self, table: list[Any], part: Part | None, passed: Counter[str]) -> dict[Key, Picture]:
-        found: dict[Key, Picture] = {}
-        for row in table:
-            fields: dict[str, Any] = row if isinstance(row, dict) else {}
-            key: Any = fields.get("id")
-            file, height, width = (fields.get(name) for name in ("file_name", "height", "width"))
-            if not (_is_key(key) and isinstance(file, str) and file and _is_side(height) and _is_side(width)):
-                passed["pictures without id, file_name, width or height"] += 1
-            elif key in found:
-                passed["pictures whose id is taken"] += 1
-            elif part is not None and part_of(file) != part:
-                self._elsewhere.add(key)
-            elif not (self.folder / file).is_file():
-                self._elsewhere.add(key)
-                passed["pictures that are missing"] += 1
-            else:
-                found[key] = Picture(key, file, height, width)
-        if not found:
-            which = "" if part is None else f" of part {part!r}"
-            raise InputError(
-                f"images {self.folder} must hold pictures{which} that {self.file} names, got none of {len(table)}; "
-                "name the folder that its file_name fields start from"
-            )
-        return found
-
-    def _instances(self, table: list[Any], names: dict[Any, str], passed: Counter[str]) -> Iterable[Instance]:
-        taken: set[Key] = set()
-        for number, row in enumerate(table):
-            fields: dict[str, Any] = row if isinstance(row, dict) else {}
-            image, category = fields.get("image_id"), fields.get("category_id")
-            if not _is_key(image) or image not in self.pictures:
-                passed["annotations without a picture"] += not _is_key(image) or image not in self._elsewhere
-                continue
-            # The region is there, whatever its id: it may hide others.
-            key: Any = fields.get("id")
-            key = key if _is_key(key) and key not in taken else f"row-{number}"
-            taken.add(key)
-            name = names.get(category, str(category)) if _is_key(category) else "object"
-            crowd = bool(fields.get("iscrowd", 0))
-            yield Instance(key, self.pictures[image], name, fields.get("segmentation"), _box(fields.get("bbox")), crowd)
 
 
 @dataclass(frozen=True)
@@ -199,6 +81,17 @@ class WholeRule:
             )
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie in (0, 1], got {self.share}: pass 0.98 for 98 percent")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.min_size} pixels or more in both directions, none in the outermost {self.border} rows and columns of the picture, "
+            f"{self.share:.0%} in one piece, nothing else annotated within {self.margin} pixels"
+        )
+
+    def large(self, regions: Regions, row: int) -> bool:
+        """Whether the object of a row has a mask that measures `min_size` in both directions, whole or not."""
+        top, bottom, left, right = bounds(regions.masks[row])
+        return bool(regions.decoded[row]) and min(bottom - top, right - left) >= self.min_size
 
     def objection(self, regions: Regions, row: int) -> str:
         """Why the object of a row does not count as whole, in words; empty if it does."""
@@ -246,33 +139,3 @@ def slug(text: str) -> str:
 
 def counted(reasons: Counter[str]) -> str:
     return ", ".join(f"{count} {words}" for words, count in sorted(reasons.items()) if count)
-
-
-def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """bool (height, width). BadSegmentation also for polygons far outside the picture: decoding takes time by their length."""
-    if isinstance(segmentation, list):
-        rings = [ring if isinstance(ring, list) else [ring] for ring in segmentation]
-        far = 10 * (height + width)
-        if any(isinstance(value, int | float) and abs(value) > far for ring in rings for value in ring):
-            raise BadSegmentation("outside", f"the polygon leaves the picture of {width}x{height} by far")
-    mask = decode(segmentation, height, width)[0]
-    if not mask.any():
-        raise BadSegmentation("mask-empty", "the mask has no pixel in the picture")
-    return mask
-
-
-def _box(value: Any) -> tuple[float, float, float, float] | None:
-    """(x, y, width, height) if the value is one; None otherwise."""
-    numbers = isinstance(value, list) and all(isinstance(v, int | float) and np.isfinite(v) for v in value)
-    if not numbers or len(value) != 4 or min(value[2:]) <= 0:
-        return None
-    x, y, w, h = value
-    return float(x), float(y), float(w), float(h)
-
-
-def _is_key(value: Any) -> TypeGuard[Key]:
-    return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _is_side(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,7 +25,8 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from sas.data.entries import LazyScenes
-from sas.data.instances import Instance, Key, ModalSet, Regions, WholeRule, bounds, counted, cutout, slug
+from sas.data.formats.modal_set import ModalSet
+from sas.data.instances import Instance, WholeRule, bounds, counted, cutout, slug
 from sas.data.split import Part
 from sas.io import InputError, atomic_folder
 from sas.masks import area
@@ -49,26 +52,30 @@ def cut_objects(
     limit: int | None = None,
     seed: int = 0,
     part: Part | None = None,
+    fields: Mapping[str, str] = MappingProxyType({}),
     progress: bool = False,
 ) -> int:
     """Write the whole objects of a modal data set as cutouts that `Atlas.from_folders` reads; returns how many.
 
     `<category>__<image id>-<annotation id>__0.png`: RGBA, trimmed, alpha 255 on the mask and 0 elsewhere, where the colour is black. The
-    folder appears when it is complete. limit: stop after this many, the pictures taken in an order drawn from `seed`.
-    InputError if there is no such object; the message counts what spoke against the objects there are.
+    folder appears when it is complete. limit: stop after this many, the pictures taken in an order drawn from `seed`. file, images, part,
+    fields: see `ModalSet`.
+    InputError if there is no such object; the message counts what spoke against the objects there are, and says what to loosen.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}; leave it out to cut all objects")
-    data = ModalSet(file, images, part=part)
-    pictures = list(data.pictures.values())
+    data = ModalSet(file, images, part=part, fields=fields)
+    pictures = data.pictures
     order = torch.randperm(len(pictures), generator=generator_for(seed, "cutouts")).tolist()
     against: Counter[str] = Counter()
-    count = 0
+    largest = count = 0
     with atomic_folder(out) as folder:
         for number in tqdm(order, unit="picture", disable=not progress, dynamic_ncols=True):
             regions = data.regions(pictures[number])
             objections = [rule.objection(regions, row) for row in range(len(regions.instances))]
             whole = [row for row, words in enumerate(objections) if not words]
+            small = [regions.masks[row] for row, words in enumerate(objections) if words == "too small"]
+            largest = max([largest, *map(_side, small)])
             against.update(words for words in objections if words)
             if not whole:
                 continue
@@ -91,10 +98,32 @@ def cut_objects(
         if not count:
             raise InputError(
                 f"{file} must hold at least one whole object, got none ({counted(against) or 'no objects at all'}); "
-                "loosen the rule (min_size, border, share, margin), or name another file"
+                f"{_cures(against, rule, largest, file)}"
             )
     logger.info("%s: cut %d whole objects; left out %s", file, count, counted(against) or "none")
     return count
+
+
+def _cures(against: Counter[str], rule: WholeRule, largest: int, file: str | Path) -> str:
+    """What to loosen in a rule, by what spoke against the objects. largest: lesser side of the largest that is too small, pixels."""
+    loosen = [
+        words
+        for reason, possible, words in (
+            ("too small", largest > 0, f"lower min_size (--min-size) from {rule.min_size} to {largest} or less"),
+            ("at the border", rule.border > 1, f"lower border (--border) from {rule.border}"),
+            ("in pieces", True, f"lower share (--share) from {rule.share:g}"),
+            ("beside other objects", rule.margin > 0, f"lower margin (--margin) from {rule.margin}"),
+        )
+        if against[reason] and possible
+    ]
+    look = f"look at it with `sas data check {file} --format modal`, or name another file"
+    return "; ".join(filter(None, [" or ".join(loosen), look]))
+
+
+def _side(mask: np.ndarray) -> int:
+    """The lesser side of the bounding box of a mask bool (H, W), pixels."""
+    top, bottom, left, right = bounds(mask)
+    return min(bottom - top, right - left)
 
 
 class PartialCompletion(LazyScenes):
@@ -103,7 +132,7 @@ class PartialCompletion(LazyScenes):
     Scene i is about object i modulo their number; all else is drawn from (seed, i). Object 0 of a scene is the one in front, object 1
     is A; `known` is False on other objects' pixels, `complete` is False. Whatever is named by index is the same on every machine.
 
-    file, images, part: see `ModalSet`. draws: scenes of each object. erased: least and greatest share of A that is covered. context:
+    file, images, part, fields: see `ModalSet`. draws: scenes of each object. erased: least and greatest share of A that is covered. context:
     least and greatest side of the crop, as a multiple of A's longer side. min_size: least side of A's bounding box and of
     that of the object in front, pixels. An object in front is a whole one (`WholeRule`) if one of a few draws is.
     """
@@ -115,6 +144,7 @@ class PartialCompletion(LazyScenes):
         *,
         seed: int = 0,
         part: Part | None = None,
+        fields: Mapping[str, str] = MappingProxyType({}),
         draws: int = 1,
         erased: tuple[float, float] = (0.1, 0.7),
         context: tuple[float, float] = (1.3, 2.5),
@@ -130,15 +160,17 @@ class PartialCompletion(LazyScenes):
             )
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}: pass the number of scenes of each object")
+        if min_size < 1:
+            raise ValueError(f"min_size must be at least 1 pixel, got {min_size}: pass 32")
         self.seed, self.draws, self.erased, self.context = seed, draws, erased, context
         self.rule = WholeRule(min_size=min_size)
-        self._verdicts: dict[Key, tuple[bool, bool]] = {}
-        self.data = ModalSet(file, images, part=part)
-        self.objects = [one for one in self.data.instances if not one.crowd and _may_be(one, min_size)]
+        self._verdicts: dict[tuple[int, int], tuple[bool, bool]] = {}
+        self.data = ModalSet(file, images, part=part, fields=fields)
+        self.objects = [one for one in self.data.instances if one.completable(min_size)]
         if len(self.objects) < 2:
             raise InputError(
-                f"{file} must hold at least two objects of {min_size} pixels or more, got {len(self.objects)}; "
-                "lower min_size or name another file"
+                f"{file} must hold at least two objects of {min_size} pixels or more, got {len(self.objects)} of "
+                f"{len(self.data.instances)}; lower min_size (data.min_size in a configuration), or name another file"
             )
 
     def __len__(self) -> int:
@@ -157,15 +189,15 @@ class PartialCompletion(LazyScenes):
             if scene is not None:
                 return scene
         raise InputError(
-            f"{self.data.file} gives no scene near object {index % len(self.objects)}: none of {step + 1} objects can be read and covered by "
-            f"{self.erased[0]:.0%} to {self.erased[1]:.0%}; look at its pictures and masks, lower min_size, or widen erased"
+            f"{self.data.path} gives no scene near object {index % len(self.objects)}: none of {step + 1} objects can be read and covered by "
+            f"{self.erased[0]:.0%} to {self.erased[1]:.0%}; look at its pictures and masks with `sas data check {self.data.path} --format modal`"
         )
 
     def _scene(self, chosen: Instance, rng: np.random.Generator, *, id: str) -> Scene | None:
         # 1. The object A in its photograph.
         regions = self.data.regions(chosen.picture)
-        row = regions.instances.index(chosen)
-        if not self._usable(regions, row):
+        row = chosen.place
+        if not self.rule.large(regions, row):
             return None
         window = self._crop(regions.masks[row], rng)
         mask, others = regions.masks[row][window], regions.others(row)[window]
@@ -188,23 +220,20 @@ class PartialCompletion(LazyScenes):
                 names=(front.category, chosen.category),
                 id=id,
                 min_overlap=0.0,
-                source=str(self.data.file),
+                source=str(self.data.path),
                 known=~(others & ~mask),
                 complete=False,
             )
         return None
 
-    def _usable(self, regions: Regions, row: int) -> bool:
-        top, bottom, left, right = bounds(regions.masks[row])
-        return bool(regions.decoded[row]) and min(bottom - top, right - left) >= self.rule.min_size
-
     def _judged(self, instance: Instance) -> tuple[bool, bool]:
         """Whether an object can be used, and whether it is whole. Remembered, because it takes all masks of a picture to tell."""
-        if instance.id not in self._verdicts:
+        key = instance.picture.index, instance.place
+        if key not in self._verdicts:
             regions = self.data.regions(instance.picture)
-            row = regions.instances.index(instance)
-            self._verdicts[instance.id] = self._usable(regions, row), not self.rule.objection(regions, row)
-        return self._verdicts[instance.id]
+            row = instance.place
+            self._verdicts[key] = self.rule.large(regions, row), not self.rule.objection(regions, row)
+        return self._verdicts[key]
 
     def _crop(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[slice, slice]:
         """A square around the whole object, which lies anywhere in it, as far as the picture reaches."""
@@ -218,7 +247,7 @@ class PartialCompletion(LazyScenes):
         found: tuple[Instance, Image.Image] | None = None
         for _ in range(DRAWS):
             other = self.objects[int(rng.integers(len(self.objects)))]
-            if other is chosen:
+            if other == chosen:
                 continue
             usable, whole = self._judged(other)
             if not usable or (found is not None and not whole):
@@ -277,10 +306,3 @@ def paste(image: np.ndarray, rgba: np.ndarray, *, top: int, left: int) -> tuple[
     alpha = layer[..., 3:].astype(np.float32) / 255
     mixed = alpha * layer[..., :3] + (1 - alpha) * image
     return mixed.round().astype(np.uint8), layer[..., 3] > 127
-
-
-def _may_be(instance: Instance, min_size: int) -> bool:
-    """Whether an object may be large enough and have a mask, as far as the file says without decoding it."""
-    if not (isinstance(instance.segmentation, list | dict) and instance.segmentation):
-        return False
-    return instance.box is None or min(instance.box[2:]) >= min_size - 1

@@ -4,7 +4,7 @@ The seam: `encode(image) -> features`, once an image, and `forward(noisy, timest
 step and member. The first output channel belongs to the mask; further channels are named heads.
 """
 
-from sas.models.encoders import ConvEncoder, EfficientNetLite0, TimmEncoder
+from sas.models.encoders import ConvEncoder, EfficientNetLite0, FeatureEncoder, TimmEncoder, register_encoder
 from sas.models.seam import Features, MaskDenoiser, select_rows
 from sas.models.split import SplitDenoiser
 from sas.models.unet import ConcatUNet
@@ -13,9 +13,11 @@ __all__ = [
     "ConcatUNet",
     "ConvEncoder",
     "EfficientNetLite0",
+    "FeatureEncoder",
     "Features",
     "MaskDenoiser",
     "SplitDenoiser",
     "TimmEncoder",
+    "register_encoder",
     "select_rows",
 ]

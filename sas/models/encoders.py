@@ -6,7 +6,7 @@ float (B, widths[i], H / strides[i], W / strides[i]).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -155,43 +155,79 @@ class _InvertedResidual(nn.Module):
         return x + h if self.short_cut else h
 
 
-class TimmEncoder(nn.Module):
-    """Any feature network of timm (`features_only=True`), without its pretrained weights: those are loaded by the user or by
-    `pretrained=True` when training starts. The network's own normalisation of images is applied.
+class FeatureEncoder(nn.Module):
+    """Any network that gives its maps as timm's do with `features_only=True`: called, it returns a list of maps, and `feature_info` has
+    their strides as `reduction()` and their widths as `channels()`.
 
-    InputError: timm is not installed, or does not know the name.
+    mean, std: of the images it was trained on, of each colour, in [0, 1]; images are normalised by them.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, name: str, *, pretrained: bool = False) -> None:
+    def __init__(
+        self, network: Any, *, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
+    ) -> None:
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise InputError(f"encoder timm/{name} needs a package that is not installed; pip install timm") from error
-        try:
-            self.network: Any = timm.create_model(name, pretrained=pretrained, features_only=True)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"encoder timm/{name} is not to be had ({error}); see timm.list_models()") from error
-        self.strides = tuple(self.network.feature_info.reduction())
-        self.widths = tuple(self.network.feature_info.channels())
-        settings = self.network.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(settings["mean"])[:, None, None] * 2 - 1, persistent=False)
-        self.register_buffer("std", torch.tensor(settings["std"])[:, None, None] * 2, persistent=False)
+        self.network = network
+        self.strides = tuple(network.feature_info.reduction())
+        self.widths = tuple(network.feature_info.channels())
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 2 - 1, persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None] * 2, persistent=False)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Maps of float (B, 3, H, W)."""
+        """Maps of float (B, 3, H, W) in [-1, 1]."""
         return list(self.network((image - self.mean) / self.std))
 
 
+class TimmEncoder(FeatureEncoder):
+    """A feature network of timm by its name, without its pretrained weights: those are loaded by the user or by `pretrained=True` when
+    training starts. InputError: timm is not installed, or does not know the name.
+    """
+
+    def __init__(self, name: str, *, pretrained: bool = False) -> None:
+        try:
+            import timm
+        except ImportError as error:
+            raise InputError(
+                f"encoder timm/{name} needs a package that is not installed; pip install timm, or bring a network of your own "
+                "with sas.models.register_encoder"
+            ) from error
+        try:
+            network: Any = timm.create_model(name, pretrained=pretrained, features_only=True)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"encoder timm/{name} is not to be had ({error}); see timm.list_models()") from error
+        super().__init__(network, mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"])
+
+
+_REGISTERED: dict[str, Callable[[], nn.Module]] = {}
+
+
+def register_encoder(name: str, build: Callable[[], nn.Module]) -> None:
+    """Let configurations and saved weights name an encoder of your own: `model.encoder: NAME`.
+
+    build: makes the untrained encoder (see the module; `FeatureEncoder` makes one of a network like timm's). It must be registered
+    before a configuration or weights that name it are used. InputError for a name that is taken.
+    """
+    if name in (*BUILT_IN, *_REGISTERED) or name.startswith("timm/"):
+        raise InputError(f"name must be that of no other encoder, got {name!r}; choose another one")
+    _REGISTERED[name] = build
+
+
+BUILT_IN = ("conv", "efficientnet_lite0")
+
+
 def build_encoder(name: str, *, widths: Sequence[int], norm_groups: int) -> nn.Module:
-    """The untrained encoder of a name: "conv", "efficientnet_lite0", or "timm/NAME"."""
+    """The untrained encoder of a name: "conv", "efficientnet_lite0", "timm/NAME", or a registered one."""
     if name == "conv":
         return ConvEncoder(widths, norm_groups=norm_groups)
     if name == "efficientnet_lite0":
         return EfficientNetLite0()
     if name.startswith("timm/"):
         return TimmEncoder(name.removeprefix("timm/"))
-    raise InputError(f'encoder must be "conv", "efficientnet_lite0" or "timm/NAME", got {name!r}; choose one of them')
+    if name in _REGISTERED:
+        return _REGISTERED[name]()
+    raise InputError(
+        f'encoder must be "conv", "efficientnet_lite0", "timm/NAME" or a registered one, got {name!r}; choose one of them, or register it '
+        "with sas.models.register_encoder"
+    )

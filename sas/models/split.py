@@ -1,7 +1,8 @@
 """The split network: an image encoder that runs once per image, and a light denoiser that runs per layer, step and member.
 
 The denoiser is a UNet over [noisy mask, cumulative mask]; the encoder's maps, brought to the denoiser's widths once per image, are
-added to its own at every level that has their size. Its last level also says how likely nothing is left to draw.
+added to its own at every level that has their size. Its last level also says how likely nothing is left to draw. What can be
+worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from sas.models.encoders import EfficientNetLite0, TimmEncoder, build_encoder
 class SplitDenoiser(ModelMixin, ConfigMixin):
     """Image encoder and light mask denoiser.
 
-    image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0" or "timm/NAME".
-    encoder_widths: of the "conv" encoder's three maps. channels: width of each level of the denoiser; each after the first halves
-    the resolution. blocks: residual blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
+    image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0", "timm/NAME" or a registered one.
+    encoder_widths: of the "conv" encoder's three maps. fusion: width of each level at which the encoder's maps are fused, from fine to
+    coarse; empty for none. channels: width of each level of the denoiser; each after the first halves the resolution. blocks: residual
+    blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
     patch: side of the pixel blocks folded into channels at its input and unfolded at its output.
     Output channels: the mask's, then "stop", a logit that no layer is left, the same at every pixel.
     """
@@ -42,6 +44,7 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
         mask_size: int = 64,
         encoder: str = "conv",
         encoder_widths: Sequence[int] = (32, 64, 128),
+        fusion: Sequence[int] = (),
         channels: Sequence[int] = (48, 96, 160, 192),
         blocks: int = 1,
         attention_sizes: Sequence[int] = (8, 4),
@@ -65,6 +68,13 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
             nn.Conv2d(width * fold**2, channels[level], 1)
             for (level, fold), width in zip(self.places, self.image_encoder.widths, strict=True)  # type: ignore[arg-type]
         )
+        given = sorted({level for level, _ in self.places})
+        if fusion and len(fusion) != len(given):
+            raise ValueError(
+                f"fusion must name the width of each of the {len(given)} levels that have maps of the encoder, got {tuple(fusion)}: "
+                "change it, or leave it empty"
+            )
+        self.fuse = Fusion([channels[level] for level in given], fusion, groups=norm_groups) if fusion else None
 
         time_width = 4 * channels[0]
         self.time = nn.Sequential(
@@ -130,7 +140,8 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
         for (level, fold), neck, found in zip(self.places, self.necks, self.image_encoder(image), strict=True):
             added = neck(functional.pixel_unshuffle(found, fold))
             levels[level] = levels[level] + added if level in levels else added
-        return tuple(levels[level] for level in sorted(levels))
+        maps = [levels[level] for level in sorted(levels)]
+        return tuple(self.fuse(maps) if self.fuse is not None else maps)
 
     def forward(
         self, noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, features: tuple[torch.Tensor, ...]
@@ -163,6 +174,58 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
         mask = functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), patch)
         stop = self.stop(reduce(functional.silu(deep), "m c h w -> m c", "mean"))
         return torch.cat([mask, repeat(stop, "m 1 -> m 1 h w", h=mask.shape[-2], w=mask.shape[-1])], dim=1)
+
+
+class Fusion(nn.Module):
+    """Maps of one picture that see each other: from coarse to fine, with residual blocks at each and attention at the coarser ones.
+
+    channels: of the maps, from fine to coarse; each has half the side of the one before. widths: inside, at each map. What comes out has
+    the maps' shapes and is added to them; before training it is zero.
+    """
+
+    def __init__(self, channels: Sequence[int], widths: Sequence[int], *, groups: int) -> None:
+        super().__init__()
+        self.enter, self.grow, self.blocks, self.leave = (nn.ModuleList() for _ in range(4))
+        for level, (channel, width) in enumerate(zip(channels, widths, strict=True)):
+            coarsest = level == len(widths) - 1
+            self.enter.append(nn.Conv2d(channel, width, 1))
+            self.grow.append(
+                nn.Identity() if coarsest else Upsample2D(widths[level + 1], use_conv=True, out_channels=width)
+            )
+            layers: list[nn.Module] = []
+            for _ in range(2):
+                layers.append(_ImageBlock(width, groups))
+                if level > 0:  # at the finest map attention costs more than all the rest
+                    layers.append(
+                        Attention(
+                            width, heads=max(1, width // 32), dim_head=32, bias=True, norm_num_groups=groups, residual_connection=True
+                        )
+                    )  # fmt: skip
+            self.blocks.append(nn.Sequential(*layers))
+            leave = nn.Conv2d(width, channel, 1)
+            nn.init.zeros_(leave.weight)
+            nn.init.zeros_(leave.bias)  # type: ignore[arg-type]
+            self.leave.append(leave)
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps of float (B, channels[i], side_i, side_i), from fine to coarse -> the same, each with what the others know."""
+        fused = list(maps)
+        h: torch.Tensor | None = None
+        for level in reversed(range(len(maps))):
+            entered = self.enter[level](maps[level])
+            h = self.blocks[level](entered if h is None else entered + self.grow[level](h))
+            fused[level] = maps[level] + self.leave[level](h)
+        return fused
+
+
+class _ImageBlock(ResnetBlock2D):
+    """diffusers' residual block without a time."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__(in_channels=width, out_channels=width, temb_channels=None, groups=groups, eps=1e-5)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x, None)  # type: ignore[arg-type]
 
 
 def _place(image_size: int, stride: int, sides: Sequence[int], encoder: str) -> tuple[int, int]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from sas.data.entries import Reopened
+from sas.data.formats.codes import LOST_WITH_A_WARNING
 from sas.data.formats.raw import Action, Defect, RawObject, RawScene, Severity
-from sas.data.formats.segmentation import BadSegmentation, decode
+from sas.data.formats.segmentation import BadSegmentation, Note, decode
 from sas.io import InputError, read_image
 from sas.masks import overlap_areas
 from sas.order import DEFAULT_MIN_OVERLAP
@@ -37,10 +40,25 @@ ROUNDING = 0.02
 
 
 class AnnotatedScenes(Reopened, Sequence[Scene], ABC):
-    """Lazy scenes of an annotated data set: a picture is read when it is asked for."""
+    """Lazy scenes of an annotated data set: a picture is read when it is asked for.
+
+    order_cure, picture_cure: what to do where the format could say who is in front and does not, and where its pictures are missing; ""
+    if there is nothing of its own to say.
+    """
 
     min_overlap: float = DEFAULT_MIN_OVERLAP
-    _told: bool = False
+    order_cure: str = ""
+    picture_cure: str = ""
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """Defects by code in all scenes that were asked for by index; a scene counts each time."""
+        return Counter()
+
+    @cached_property
+    def told(self) -> set[str]:
+        """What was already told of by logging; add "lost" or "order-unknown" to tell it yourself."""
+        return set()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -76,18 +94,38 @@ class AnnotatedScenes(Reopened, Sequence[Scene], ABC):
         self._tell_once(defects)
         if scene is None:
             first = next(defect for defect in defects if defect.action == "refuse")
+            cure = (
+                f"{self.picture_cure}; or "
+                if first.code == "image-missing" and self.picture_cure
+                else "mend the file, or "
+            )
             raise InputError(
-                f"image {first.image} cannot be used: {first.code}: {first.words}; mend the file, or write a cleaned copy with "
+                f"image {first.image} cannot be used: {first.code}: {first.words}; {cure}write a cleaned copy with "
                 "`sas data check PATH --format NAME --repair OUT`"
             )
         return scene
 
     def _tell_once(self, defects: Sequence[Defect]) -> None:
-        """Say, the first time, that objects of the data are left out."""
-        lost = [defect for defect in defects if defect.severity == "error" and defect.action == "drop"]
-        if lost and not self._told:
-            self._told = True
+        """Say, the first time, that objects or parts of them are left out, and that the order of some is unknown."""
+        self.counts.update(defect.code for defect in defects)
+        lost = [
+            one
+            for one in defects
+            if (one.severity == "error" and one.action in ("drop", "repair"))
+            or (one.code in LOST_WITH_A_WARNING and one.action == "drop")
+        ]
+        if lost and "lost" not in self.told:
+            self.told.add("lost")
             logger.warning("%s; further ones are not told here: `sas data check` names them all", lost[0])
+        open_pairs = [defect for defect in defects if defect.code == "order-unknown"]
+        if open_pairs and "order-unknown" not in self.told:
+            self.told.add("order-unknown")
+            logger.warning(
+                "%s; pairs like this in the picture: %d. Neither counts as in front, so layers taught from them may be wrong. Further "
+                "pictures are not told here: `sas data check` names them all",
+                open_pairs[0],
+                len(open_pairs),
+            )
 
 
 def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tuple[Scene | None, list[Defect]]:
@@ -98,7 +136,7 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
         defects.append(Defect(severity, code, words, action, image=raw.id, object=object))
 
     # 1. The picture.
-    image = _picture(raw, tell)
+    image = read_picture(raw, tell)
     if image is None:
         return None, defects
 
@@ -152,7 +190,7 @@ def _known(raw: RawScene, size: tuple[int, ...], found: Sequence[_Masks]) -> np.
     return known
 
 
-def _picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
+def read_picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
     """uint8 (H, W, 3), None if it is missing, damaged or of another size than its record says."""
     if not raw.image.is_file():
         tell("error", "image-missing", f"there is no file {raw.image}", "refuse", "")
@@ -182,10 +220,10 @@ def _masks(
         return "lost"
     try:
         full, notes = decode(one.amodal, height, width)
-        seen = _part("visible", one.visible, height, width)
-        hidden = _part("invisible", one.invisible, height, width)
+        seen = _part("visible", one.visible, height, width, notes)
+        hidden = _part("invisible", one.invisible, height, width, notes)
     except BadSegmentation as error:
-        tell("error", error.code, str(error), "drop", one.id)
+        tell(error.severity, error.code, str(error), "drop", one.id)
         return "lost"
     for severity, code, words, action in notes:
         tell(severity, code, words, action, one.id)
@@ -213,14 +251,21 @@ def _masks(
     return full, seen
 
 
-def _part(name: str, segmentation: Any, height: int, width: int) -> np.ndarray | None:
-    """The visible or invisible part of an object, None if the file has none. An error says which of its masks is meant."""
+def _part(name: str, segmentation: Any, height: int, width: int, notes: list[Note]) -> np.ndarray | None:
+    """The visible or invisible part of an object, None if the file has none. An error says which of its masks is meant.
+
+    Errors that were mended go to `notes`; a warning would repeat what is told of the amodal mask.
+    """
     if segmentation is None:
         return None
     try:
-        return decode(segmentation, height, width)[0]
+        mask, more = decode(segmentation, height, width)
     except BadSegmentation as error:
         raise BadSegmentation(error.code, f"{name} mask: {error}") from error
+    notes += [
+        (severity, code, f"{name} mask: {words}", does) for severity, code, words, does in more if severity == "error"
+    ]
+    return mask
 
 
 def infer_order(

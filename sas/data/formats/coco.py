@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from sas.data.formats.assemble import AnnotatedScenes
+from sas.data.formats.hints import ALIASES, IN_CONFIGURATION, looks_like, suggest
 from sas.data.formats.index import AnnotationIndex, listed
 from sas.data.formats.raw import Defect, RawObject, RawScene
-from sas.data.formats.shapes import number, picture_size
+from sas.data.formats.shapes import stated_number, stated_size
 from sas.io import InputError
 from sas.order import DEFAULT_MIN_OVERLAP
 
@@ -97,6 +98,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
+PICTURE_CURE = "name the right one with --images FOLDER (data.images in a configuration)"
+EXAMPLES = 8
+"""Pictures, and annotations of each, that are looked at for the kind of a field's values."""
+EVIDENCE = ("amodal", "visible", "invisible", "rank")
+"""What is read of an object's shape and, but for the first, says something of the order."""
+
+
 class CocoScenes(AnnotatedScenes):
     """Scenes of a COCO-style JSON file, in the order of its images.
 
@@ -132,8 +140,12 @@ class CocoScenes(AnnotatedScenes):
             category=self.fields.get("category", ""),
         )
         self.names = {str(one["id"]): str(one.get("name", one["id"])) for one in self.records.categories if "id" in one}
-        evidence = [self.fields[word] for word in ("visible", "invisible", "rank") if word in self.fields]
+        evidence = [self.fields[word] for word in EVIDENCE[1:] if word in self.fields]
         self.ordered = any(self.records.fields.get(name) for name in evidence)
+        self.picture_cure = PICTURE_CURE
+        self.order_cure = self._likeness() or (
+            f"to train, name the field of visible masks or of ranks: --fields visible=NAME or rank=NAME {IN_CONFIGURATION}"
+        )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -172,7 +184,7 @@ class CocoScenes(AnnotatedScenes):
                 continue
             objects.append(self._object(record, name, id, defects))
         height, width = (image.get(self.fields.get(side, "")) for side in ("height", "width"))
-        size = picture_size(number(height), number(width))
+        size = stated_size(height, width, id, defects)
         return RawScene(id, where, tuple(objects), size=size, ordered=self.ordered), defects
 
     def _object(self, record: dict[str, Any], name: str, image: str, defects: list[Defect]) -> RawObject:
@@ -180,11 +192,7 @@ class CocoScenes(AnnotatedScenes):
         if category is not None and self.names and str(category) not in self.names:
             words = f"the file lists no category {category}; the object is named by the number"
             defects.append(Defect("warning", "category-unknown", words, "keep", image=image, object=name))
-        stated = self._get(record, "rank")
-        rank = number(stated)
-        if stated is not None and rank is None:
-            words = f"{self.fields['rank']} (rank) must be a number, got {str(stated)[:40]!r}; the rank is left out"
-            defects.append(Defect("error", "field", words, "repair", image=image, object=name))
+        rank = stated_number(f"{self.fields.get('rank')} (rank)", self._get(record, "rank"), image, name, defects)
         return RawObject(
             id=name,
             name="object" if category is None else self.names.get(str(category), str(category)),
@@ -207,16 +215,42 @@ class CocoScenes(AnnotatedScenes):
         name = self.fields[word]
         if name in record:
             return f"{name} ({word}) must not be empty, got {str(record[name])[:40]}"
-        close = difflib.get_close_matches(name, record, n=1)
-        cure = f"did you mean --fields {word}={close[0]}?" if close else f"name the right one: --fields {word}=NAME"
+        if other := self._likeness():
+            cure = other
+        elif meant := suggest(word, name, self._examples(record), self.fields):
+            cure = f"did you mean --fields {word}={meant} {IN_CONFIGURATION}?"
+        else:
+            cure = f"name the right one: --fields {word}=NAME {IN_CONFIGURATION}"
         return f"{words} {name!r} ({word}); it has {listed(record)}; {cure}"
 
+    def _examples(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The record, or, for the counts of fields of all annotations, values of the first ones."""
+        if record is not self.records.fields:
+            return record
+        values: dict[str, Any] = dict.fromkeys(record)
+        for place in range(min(len(self), EXAMPLES)):
+            for annotation in self.records.read(place)[1][:EXAMPLES]:
+                values.update({name: value for name, value in annotation.items() if value is not None})
+        return values
 
-def checked_fields(fields: Mapping[str, str]) -> dict[str, str]:
+    def _likeness(self) -> str:
+        """The cure if the file looks like another format, whose fields it has while some of ours are missing; else ""."""
+        found = looks_like(self.records.fields)
+        mapped = {self.fields[word] for word in EVIDENCE if word in self.fields}
+        if not found or (mapped <= self.records.fields.keys() and self.ordered):
+            return ""
+        if found in PRESETS and PRESETS[found].fields == PRESETS[self._preset].fields:
+            return ""
+        return f"the file looks like another format: --format {found} (data.format in a configuration)"
+
+
+def checked_fields(fields: Mapping[str, str], *, words: Mapping[str, str] = WORDS) -> dict[str, str]:
     """The mapping if all its words are known and all its names are texts."""
     for word, name in fields.items():
-        if word not in WORDS:
-            raise InputError(f"fields must map words of {', '.join(WORDS)}, got {word!r}; {_meant(word, WORDS)}")
+        if word not in words:
+            alias = ALIASES.get(word, "")
+            cure = f"did you mean {alias!r} ({words[alias]})?" if alias in words else _meant(word, words)
+            raise InputError(f"fields must map words of {', '.join(words)}, got {word!r}; {cure}")
         if not isinstance(name, str):
             raise InputError(f"fields must map {word} to the name of a field, got {name!r}; pass a text")
     return dict(fields)
@@ -242,7 +276,7 @@ def picture_folder(path: Path, images: str | Path | None) -> Path:
 
 def find_picture(folder: Path, name: str) -> Path:
     """A picture under its name in a folder or, if it is not there, under the last part of the name."""
-    name = name.replace("\\", "/")
+    name = name.replace("\\", "/").replace("\0", "\N{REPLACEMENT CHARACTER}")  # no file name can hold a zero
     last = folder / PurePosixPath(name).name
     whole = folder / name
     if not whole.resolve().is_relative_to(folder.resolve()):

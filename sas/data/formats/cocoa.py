@@ -15,10 +15,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sas.data.formats.assemble import AnnotatedScenes
-from sas.data.formats.coco import find_picture, picture_folder, scene_id, truth, unique
+from sas.data.formats.coco import PICTURE_CURE, find_picture, picture_folder, scene_id, truth, unique
+from sas.data.formats.hints import looks_like
 from sas.data.formats.index import AnnotationIndex, listed
 from sas.data.formats.raw import Defect, RawObject, RawScene
-from sas.data.formats.shapes import number, picture_size
+from sas.data.formats.shapes import number, stated_size
 from sas.io import IMAGE_SUFFIXES, InputError, read_json
 from sas.order import DEFAULT_MIN_OVERLAP
 from sas.scene import Scene
@@ -36,6 +37,8 @@ class CocoaScenes(AnnotatedScenes):
     out, "stuff" all others. images: folder of the pictures; without it that of the annotations. A region without a visible mask is
     seen as a whole.
     """
+
+    picture_cure = PICTURE_CURE
 
     def __init__(
         self,
@@ -66,14 +69,17 @@ class CocoaScenes(AnnotatedScenes):
         return self._drawings.defects()
 
     def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
-        id, picture, size, record = self._drawings.read(index)
+        id, picture, sides, record = self._drawings.read(index)
         if isinstance(record, InputError):
             return RawScene(id, picture, ()), [Defect("error", "json", str(record), "refuse", image=id)]
         if not isinstance(record, dict) or not isinstance(record.get("regions"), list):
             found = listed(record) if isinstance(record, dict) else type(record).__name__
             words = f"the annotation must have a list of regions, as COCOA has it; it has {found}"
+            if isinstance(record, dict) and (other := looks_like(record)) not in ("", "cocoa"):
+                words += f"; the file looks like another format: --format {other} (data.format in a configuration)"
             return RawScene(id, picture, ()), [Defect("error", "field", words, "refuse", image=id)]
         defects: list[Defect] = []
+        size = stated_size(*sides, id, defects)
         objects, others = self._objects(record["regions"], id, defects)
         pairs = _pairs(record.get("depth_constraint"), {one.id for one in objects}, others, id, defects)
         scene = RawScene(id, picture, tuple(objects), size=size, pairs=pairs, unoccluded_by_default=True)
@@ -159,8 +165,8 @@ def _pairs(
 
 # ---------------------------------------------------------------------- where the annotations are
 
-Drawing = tuple[str, Path, tuple[int, int] | None, Any]
-"""Id of the scene, file of the picture, size that is declared, and the annotation or what is wrong with its file."""
+Drawing = tuple[str, Path, tuple[Any, Any], Any]
+"""Id of the scene, file of the picture, height and width as they are declared, and the annotation or what is wrong with its file."""
 
 
 class _File:
@@ -205,8 +211,7 @@ class _File:
         if not self.alone[row]:
             id = f"{id}-{scene_id(record.get('id', drawing + 1))}"
         file = image.get("file_name") or PurePosixPath(str(record.get("url", ""))).name
-        size = picture_size(number(image.get("height")), number(image.get("width")))
-        return id, find_picture(self.images, str(file)), size, record
+        return id, find_picture(self.images, str(file)), (image.get("height"), image.get("width")), record
 
 
 class _Folder:
@@ -250,7 +255,7 @@ class _Folder:
             self.images / f"{file.stem}{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())
         ]
         found = next((picture for picture in pictures if picture.is_file()), self.images / f"{file.stem}.jpg")
-        return scene_id(file.stem), found, None, _read(file)
+        return scene_id(file.stem), found, (None, None), _read(file)
 
 
 def _read(file: Path) -> Any:

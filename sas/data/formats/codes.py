@@ -16,6 +16,9 @@ class Meaning:
     mend: str
 
 
+LOST_WITH_A_WARNING = frozenset({"outside", "shape-kind"})
+"""Codes of a segmentation that is lost for a reason which is no error of the annotations."""
+
 CODES: dict[str, Meaning] = {
     # The picture.
     "image-missing": Meaning(
@@ -23,6 +26,12 @@ CODES: dict[str, Meaning] = {
         "The annotations name a picture that is not on disk.",
         "Without its picture an annotation teaches nothing.",
         "Copy the picture to the place named, or name the right folder of pictures.",
+    ),
+    "image-folder": Meaning(
+        "warning",
+        "Not one of the first pictures is where it is looked for.",
+        "The folder of the pictures is probably another one, and all pictures will be missing.",
+        "Name the right folder with --images FOLDER (`data.images` in a configuration).",
     ),
     "image-damaged": Meaning(
         "error",
@@ -67,6 +76,12 @@ CODES: dict[str, Meaning] = {
         "What it describes has to be left out.",
         "Correct the field, or export the annotation again.",
     ),
+    "not-finite": Meaning(
+        "warning",
+        "A JSON file holds NaN or Infinity, which JSON does not know.",
+        "Most programs cannot read the file at all; here an annotation that needs such a value is left out, which is told apart.",
+        "Write numbers, or null where there is none.",
+    ),
     "unreadable": Meaning(
         "error",
         "A record or a data set cannot be read for a reason that no other code names.",
@@ -101,7 +116,7 @@ CODES: dict[str, Meaning] = {
     "polygon-points": Meaning(
         "error",
         "A polygon has fewer than three points.",
-        "It encloses nothing, so a part of the object, or all of it, is missing.",
+        "It encloses nothing, so a part of the object, or all of it, is missing; the line says which.",
         "Draw the outline again, or remove the object.",
     ),
     "rle-size": Meaning(
@@ -135,7 +150,7 @@ CODES: dict[str, Meaning] = {
         "Rename or remove one of them.",
     ),
     "shape-kind": Meaning(
-        "error",
+        "warning",
         "A shape is of a kind that encloses nothing, such as a line or a point.",
         "It has no mask, so it is no object.",
         "Draw the object as a polygon, or remove the shape.",
@@ -147,10 +162,10 @@ CODES: dict[str, Meaning] = {
         "Nothing need be done, the object is left out; if the picture shows it, draw its mask.",
     ),
     "outside": Meaning(
-        "warning; error if the object is lost",
-        "A mask reaches beyond the border of the picture.",
+        "warning",
+        "A mask reaches beyond the border of the picture, or so far that nothing can be made of it.",
         "A little is harmless, but a lot says that picture and annotation do not belong together.",
-        "Nothing need be done where it is cut at the border; look at the sheet to see whether the masks fit.",
+        "Nothing need be done where it is cut at the border; correct the numbers where the object is left out.",
     ),
     "mask-range": Meaning(
         "warning",
@@ -195,6 +210,18 @@ CODES: dict[str, Meaning] = {
         "Give every object a visible mask, or none.",
     ),
     # The order.
+    "order-none": Meaning(
+        "warning",
+        "Nothing says who is in front, in the whole set or in some of its pictures.",
+        "Without an order there are no layers, so layers cannot be trained on these pictures.",
+        "Add ranks, visible masks or an order file; or use the pictures as they are for drawing and for scores without order.",
+    ),
+    "order-assumed": Meaning(
+        "warning",
+        "The order of the shapes in the file is taken for the order from back to front.",
+        "If the shapes were drawn from front to back, every layer is wrong.",
+        "Look at a few pictures, and say which it is with --front last or --front first.",
+    ),
     "order-cycle": Meaning(
         "warning",
         "The order runs in a circle: A before B, B before C, C before A.",
@@ -210,7 +237,7 @@ CODES: dict[str, Meaning] = {
     "order-unknown": Meaning(
         "warning",
         "Two objects overlap and nothing says which is in front.",
-        "Both may land in the same layer, whose mask then joins them.",
+        "Neither counts as in front, so both may land in the same layer, whose mask then joins them.",
         "State the order of the two objects.",
     ),
     "order-object": Meaning(

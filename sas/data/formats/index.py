@@ -27,7 +27,7 @@ import numpy as np
 
 from sas.data.entries import Reopened
 from sas.data.formats.raw import Action, Defect, Severity
-from sas.data.formats.stream import BadFile, refuse, stream_lists
+from sas.data.formats.stream import BadFile, NotFinite, refuse, stream_lists
 from sas.io import InputError, atomic_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,10 @@ class AnnotationIndex(Reopened):
         made = False
         try:
             with atomic_folder(place) as folder:
-                _Builder(source, folder, self._names).build(self._stamp)
+                try:
+                    _Builder(source, folder, self._names).build(self._stamp)
+                except NotFinite as fault:  # one number that JSON does not know need not cost the whole file
+                    _Builder(source, folder, self._names, not_finite=fault.words).build(self._stamp)
                 # Loaded before it takes its name: another process may put its own there at the same time.
                 made = self._load(folder)
         except BadFile:
@@ -148,8 +151,8 @@ class _Names:
 class _Builder:
     """Streams a file into a folder. Memory holds a few numbers for each record, never the records."""
 
-    def __init__(self, source: Path, folder: Path, names: _Names) -> None:
-        self.source, self.folder, self.names = source, folder, names
+    def __init__(self, source: Path, folder: Path, names: _Names, *, not_finite: str = "") -> None:
+        self.source, self.folder, self.names, self.not_finite = source, folder, names, not_finite
         self.faults = _Faults()
         self.image_keys, self.image_starts = array("Q"), array("q", [0])
         self.owner_keys, self.id_keys, self.starts = array("Q"), array("Q"), array("q", [0])
@@ -162,8 +165,11 @@ class _Builder:
     def build(self, stamp: dict[str, Any]) -> None:
         images, annotations = self.folder / "images.part", self.folder / "annotations.part"
         found: set[str] = set()
+        if self.not_finite:
+            words = f"{self.not_finite}; an annotation that needs one of them is left out"
+            self.faults.add("warning", "not-finite", words, "keep")
         with images.open("wb") as image_lines, annotations.open("wb") as annotation_lines:
-            for name, number, record in stream_lists(self.source):
+            for name, number, record in stream_lists(self.source, not_finite_as_text=bool(self.not_finite)):
                 found.add(name)
                 if not isinstance(record, dict):
                     words = f"{name}[{number}] must be an object, got {type(record).__name__}"

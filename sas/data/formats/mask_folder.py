@@ -23,18 +23,26 @@ from sas.order import DEFAULT_MIN_OVERLAP
 class MaskFolders(AnnotatedScenes):
     """Scenes of the folders directly in `path`, or of `path` itself if it is one such folder.
 
-    Masks are cut at 127; values between 0 and 255, as JPEG makes them, are told as a defect.
+    A folder that holds masks and no picture image.* is a scene whose picture is missing, if any other folder has one. Masks are cut at 127;
+    values between 0 and 255, as JPEG makes them, are told as a defect.
     """
+
+    order_cure = 'to train, give each folder an order.json: [["front", "behind"], ...] by the names of its masks'
 
     def __init__(self, path: str | Path, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> None:
         path = Path(path)
         if not path.is_dir():
-            found = "a file" if path.exists() else "nothing"
-            raise InputError(f"masks {path} must be a folder, found {found}; name the folder of the scenes")
-        self.folders = [path] if _pictures(path)[0] else sorted(one for one in path.iterdir() if _is_scene(one))
-        if not self.folders:
+            there = "a file" if path.exists() else "nothing"
+            raise InputError(f"masks {path} must be a folder, found {there}; name the folder of the scenes")
+        images, masks = _pictures(path)
+        inside = [path] if images else sorted(one for one in path.iterdir() if one.is_dir() and one.name[0] != ".")
+        # Beside folders with a picture, one with masks alone has lost its own.
+        self.folders = [one for one in inside if any(_pictures(one))]
+        if not any(_pictures(one)[0] for one in self.folders):
+            without = path if masks else next(iter(self.folders), None)
+            got = "neither" if without is None else f"pictures without an image.* in {without}"
             raise InputError(
-                f"masks {path} must hold a picture image.* and its masks, or folders of them, got neither; name another folder, "
+                f"masks {path} must hold a picture image.* and its masks, or folders of them, got {got}; name another folder, "
                 "or call the pictures image.jpg or image.png"
             )
         self.min_overlap = min_overlap
@@ -51,6 +59,10 @@ class MaskFolders(AnnotatedScenes):
         def refuse(code: str, words: str) -> tuple[RawScene, list[Defect]]:
             return RawScene(id, images[0], ()), [Defect("error", code, words, "refuse", image=id)]
 
+        if not images:
+            some = ", ".join(mask.name for mask in masks[:3]) + (", ..." if len(masks) > 3 else "")
+            words = f"the folder holds {some} and no picture image.jpg, image.png or the like"
+            return RawScene(id, folder, ()), [Defect("error", "image-missing", words, "refuse", image=id)]
         if len(images) > 1:
             return refuse("image-twice", f"the folder holds {' and '.join(image.name for image in images)}")
         stems = [mask.stem for mask in masks]
@@ -76,10 +88,6 @@ def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:
         if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
     return [file for file in files if file.stem == "image"], [file for file in files if file.stem != "image"]
-
-
-def _is_scene(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".") and bool(_pictures(path)[0])
 
 
 def _order(folder: Path) -> list[tuple[str, str]] | None:

@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 from sas.data.formats.assemble import AnnotatedScenes
+from sas.data.formats.coco import PICTURE_CURE
+from sas.data.formats.index import listed as listed_names
 from sas.data.formats.raw import Defect, RawScene
 from sas.data.formats.segmentation import BadSegmentation
 from sas.data.formats.shapes import (
@@ -29,9 +31,10 @@ from sas.data.formats.shapes import (
     ellipse,
     join_shapes,
     number,
-    picture_size,
     placed,
     rectangle,
+    stated_number,
+    stated_size,
 )
 from sas.io import InputError, read_json
 from sas.order import DEFAULT_MIN_OVERLAP
@@ -44,19 +47,22 @@ class LabelmeScenes(AnnotatedScenes):
 
     Shapes may be polygons, rectangles (two corners), circles (centre and a point of the rim) and masks. Order: a number `z_order` of the
     shape, of its `flags` or of its `attributes`, larger is nearer. Where no shape of a picture has one, the order in the file counts:
-    labelme draws later shapes over earlier ones, so with front="last" the last is the nearest; front="first" turns that round.
+    labelme draws later shapes over earlier ones, so with front="last" the last is the nearest; front="first" turns that round. None means
+    "last" too, but as an assumption, which `file_defects` tells.
     images: folder of the pictures; without it `imagePath` is followed from the JSON file.
     """
+
+    picture_cure = PICTURE_CURE
 
     def __init__(
         self,
         path: str | Path,
         *,
         images: str | Path | None = None,
-        front: Literal["last", "first"] = "last",
+        front: Literal["last", "first"] | None = None,
         min_overlap: float = DEFAULT_MIN_OVERLAP,
     ) -> None:
-        if front not in ("last", "first"):
+        if front not in (None, "last", "first"):
             raise InputError(
                 f"front must be 'last' or 'first', got {front!r}; name the end of the list that is nearest"
             )
@@ -74,6 +80,18 @@ class LabelmeScenes(AnnotatedScenes):
     def __len__(self) -> int:
         return len(self.files)
 
+    def file_defects(self) -> list[Defect]:
+        """That the order of the list is taken for the order of the objects, if it is and nobody has said so. Reads files up to the first one."""
+        for file in self.files if self.front is None else ():
+            shapes = _listed_shapes(file)
+            if len(shapes) > 1 and all(number(_labelme_height(shape)) is None for shape in shapes):
+                words = (
+                    f"{file.name} has no z_order, so each shape is taken to lie in front of those before it in the file, here and wherever "
+                    "there is none; if you drew from front to back say --front first, else --front last (data.front in a configuration)"
+                )
+                return [Defect("warning", "order-assumed", words, "keep")]
+        return []
+
     def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
         file = self.files[index]
         name = file.stem
@@ -85,25 +103,49 @@ class LabelmeScenes(AnnotatedScenes):
         except InputError as error:
             return _refused(file, "json", str(error))
         except (KeyError, TypeError, AttributeError):
-            return _refused(file, "field", f"{file.name} has no shapes and imagePath, as labelme writes them")
-        size = picture_size(record.get("imageHeight"), record.get("imageWidth"))
-        heights = [number(value) for value in map(_labelme_height, listed)]
+            words = f"{file.name} must hold shapes (a list) and imagePath (a text), as labelme writes them; {_other_than_labelme(record)}"
+            return _refused(file, "field", words)
+        defects: list[Defect] = []
+        size = stated_size(record.get("imageHeight"), record.get("imageWidth"), name, defects)
+        heights = [
+            stated_number("z_order", _labelme_height(shape), name, f"shapes[{place}]", defects)
+            for place, shape in enumerate(listed)
+        ]
         if all(height is None for height in heights):
-            sign = 1 if self.front == "last" else -1
+            sign = -1 if self.front == "first" else 1
             heights = [sign * float(place) for place in range(len(listed))]
         shapes: list[Shape] = []
-        defects: list[Defect] = []
         for place, (shape, height) in enumerate(zip(listed, heights, strict=True)):
             id = f"shapes[{place}]"
             try:
                 outline = _labelme_outline(shape, size)
             except BadSegmentation as error:
-                defects.append(Defect("error", error.code, str(error), "drop", image=name, object=id))
+                defects.append(Defect(error.severity, error.code, str(error), "drop", image=name, object=id))
                 continue
             group = "" if shape.get("group_id") is None else str(shape["group_id"])
             shapes.append(Shape(id, str(shape.get("label", "")), group, outline, height))
         where = file.parent / picture if self.images is None else self.images / PurePosixPath(picture).name
         return RawScene(name, where, join_shapes(shapes, size, name, defects), size=size), defects
+
+
+def _listed_shapes(file: Path) -> list[Any]:
+    """Shapes of a file, none if it cannot be read, which is told when its picture is."""
+    try:
+        shapes = read_json(file)["shapes"]
+    except (InputError, KeyError, TypeError):
+        return []
+    return shapes if isinstance(shapes, list) else []
+
+
+def _other_than_labelme(record: Any) -> str:
+    """What a JSON file holds that labelme has not written."""
+    if not isinstance(record, dict):
+        return f"it is a {type(record).__name__}"
+    if {"images", "annotations"} <= record.keys():
+        return "the file looks like another format: --format coco (data.format in a configuration)"
+    if {"shapes", "imagePath"} <= record.keys():
+        return f"got {type(record['shapes']).__name__} and {type(record['imagePath']).__name__}"
+    return f"it has {listed_names(record)}"
 
 
 def _labelme_height(shape: Any) -> Any:
@@ -121,10 +163,14 @@ def _labelme_outline(shape: Any, size: Size | None) -> list[list[float]] | np.nd
         points = [(float(x), float(y)) for x, y in shape["points"]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadSegmentation("field", "a shape must have points [[x, y], ...]") from error
+    if not isinstance(kind, str):
+        raise BadSegmentation("field", f"shape_type must be a text, got {str(kind)[:40]}")
     if kind == "polygon" or (kind == "rectangle" and len(points) == 4):
         return [[value for point in points for value in point]]
     if kind not in ("rectangle", "circle", "mask"):
-        raise BadSegmentation("shape-kind", f"a {kind} encloses nothing; polygon, rectangle, circle and mask do")
+        known = kind in ("line", "linestrip", "point", "points")
+        words = f"a {kind} encloses nothing" if known else f"{kind[:40]!r} is no kind of outline that is known"
+        raise BadSegmentation("shape-kind", f"{words}; polygon, rectangle, circle and mask {'do' if known else 'are'}")
     if len(points) != 2 or not np.isfinite(points).all():
         raise BadSegmentation("field", f"a {kind} must have two finite points, got {str(points)[:60]}")
     (left, top), (right, bottom) = points
@@ -158,6 +204,8 @@ class CvatScenes(AnnotatedScenes):
     The file is read through once for the places of its pictures, in constant memory; after that a picture costs its own lines.
     """
 
+    picture_cure = PICTURE_CURE
+
     def __init__(
         self, path: str | Path, *, images: str | Path | None = None, min_overlap: float = DEFAULT_MIN_OVERLAP
     ) -> None:
@@ -184,19 +232,23 @@ class CvatScenes(AnnotatedScenes):
         image = _read_image_element(self.path, self.starts[index])
         name = image.get("name", "")
         id = _scene_id(name)
-        size = picture_size(number(image.get("height")), number(image.get("width")))
         shapes: list[Shape] = []
         defects: list[Defect] = []
+        size = stated_size(image.get("height"), image.get("width"), id, defects)
         for place, element in enumerate((element for element in image if element.tag != "tag"), start=1):
             try:
                 outline = _cvat_outline(element, size)
             except BadSegmentation as error:
                 object = f"{element.tag} {place}"
-                defects.append(Defect("error", error.code, str(error), "drop", image=id, object=object))
+                defects.append(Defect(error.severity, error.code, str(error), "drop", image=id, object=object))
                 continue
             group = element.get("group_id", "0")
-            label, height = element.get("label", ""), number(element.get("z_order", "0"))
-            shapes.append(Shape(f"{element.tag} {place}", label, "" if group == "0" else group, outline, height))
+            height = stated_number("z_order", element.get("z_order", "0"), id, f"{element.tag} {place}", defects)
+            shapes.append(
+                Shape(
+                    f"{element.tag} {place}", element.get("label", ""), "" if group == "0" else group, outline, height
+                )
+            )
         return RawScene(id, self.images / name, join_shapes(shapes, size, id, defects), size=size), defects
 
 

@@ -13,6 +13,7 @@ from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.data.formats.coco import PRESETS, CocoScenes
 from sas.data.formats.cocoa import CocoaScenes
 from sas.data.formats.mask_folder import MaskFolders
+from sas.data.formats.modal_set import ModalSet
 from sas.data.formats.polygons import CvatScenes, LabelmeScenes
 from sas.data.modal import PartialCompletion
 from sas.data.shards import Shards
@@ -25,12 +26,14 @@ class Format:
     """A format by its name: what it is in words, how it is opened, and which options mean something to it.
 
     one_file: the data is one annotation file, which may be named by its folder if it is the only one there.
+    look: opens what stands in the data, for the checker, where scenes are made of it anew; it takes of the options images and fields.
     """
 
     words: str
     open: Callable[..., Sequence[Scene]]
     options: tuple[str, ...] = ()
     one_file: bool = False
+    look: Callable[..., Sequence[Scene]] | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -52,17 +55,22 @@ FORMATS: dict[str, Format] = {
     "cvat": Format("CVAT for images 1.1, an XML file", CvatScenes, ("images", "min_overlap")),
     "masks": Format("folders of one picture and a mask a object; no order", MaskFolders, ("min_overlap",)),
     "modal": Format(
-        "COCO-style masks of visible parts only, for partial completion", PartialCompletion, ("images", "seed")
+        "COCO-style JSON; `segmentation` is visible parts only, for partial completion; other names by --fields visible=NAME",
+        PartialCompletion,
+        ("images", "fields", "min_size", "seed"),
+        one_file=True,
+        look=ModalSet,
     ),
 }
 
 
-def open_format(path: str | Path, *, format: str = "auto", **options: Any) -> Sequence[Scene]:
+def open_format(path: str | Path, *, format: str = "auto", look: bool = False, **options: Any) -> Sequence[Scene]:
     """Scenes of a file or folder in a named format, read when they are asked for.
 
     options, each left out or None if it is not wanted: images (folder of the pictures an annotation file names), fields (mapping of
     our words to the file's field names), annotators ("all", "one" or a name), regions ("all", "things" or "stuff"), front (labelme: "last" or "first"),
-    min_overlap, seed.
+    min_overlap, min_size (modal: least side of an object, pixels), seed. look: what stands in the data, as the checker wants it, where
+    scenes are made of it (modal).
     InputError for an unknown format, an option that the format does not have, and data that cannot be read.
     """
     if format not in FORMATS:
@@ -83,7 +91,10 @@ def open_format(path: str | Path, *, format: str = "auto", **options: Any) -> Se
         raise InputError(f"{format} data {path} must exist, found nothing; check the path")
     if chosen.one_file:
         path = _annotation_file(Path(path), format)
-    return chosen.open(path, **{name: value for name, value in given.items() if name in chosen.options})
+    taken = {name: value for name, value in given.items() if name in chosen.options}
+    if look and chosen.look is not None:
+        return chosen.look(path, **{name: taken[name] for name in ("images", "fields") if name in taken})
+    return chosen.open(path, **taken)
 
 
 def _annotation_file(path: Path, format: str) -> Path:

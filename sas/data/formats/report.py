@@ -17,18 +17,43 @@ CLEAN, FAULTY, UNREADABLE = 0, 1, 2
 
 
 @dataclass
+class Uses:
+    """What objects with modal masks are good for. whole: seen whole, so that they can be cut out. completion: large enough for
+    partial completion. against: regions that are not whole, by what speaks against it. rule: when an object counts as whole, in words."""
+
+    whole: int = 0
+    completion: int = 0
+    against: Counter[str] = field(default_factory=Counter)
+    rule: str = ""
+
+    def add(self, other: Uses) -> None:
+        self.whole += other.whole
+        self.completion += other.completion
+        self.against += other.against
+        self.rule = self.rule or other.rule
+
+    def __str__(self) -> str:
+        """The counts on one line."""
+        reasons = ", ".join(f"{count} {words}" for words, count in self.against.most_common())
+        return f"modal whole={self.whole} completion={self.completion}; not whole: {reasons or 'none'}"
+
+
+@dataclass
 class Report:
     """What was found in a data set. Objects are counted as the reader gives them, without those it leaves out.
 
-    listed: pictures of the set; pictures: those looked at; readable: those that were not refused. visible, ordered: objects in pictures
+    listed: pictures of the set; pictures: those looked at; readable: those that were not refused; unordered: of these, those without
+    any order. visible, ordered: objects in pictures
     with visible masks, with a known order. sizes: pictures by (height, width). layers: pictures by their number of layers. depths: objects by
     layer_index. rates: objects by occlusion rate, [0] none hidden, [k] more than (k - 1) * 10 and at most k * 10 percent.
+    modal: what the objects are good for, where the masks are modal; None elsewhere.
     """
 
     data: str = ""
     listed: int = 0
     pictures: int = 0
     readable: int = 0
+    unordered: int = 0
     objects: int = 0
     visible: int = 0
     ordered: int = 0
@@ -38,6 +63,7 @@ class Report:
     depths: Counter[int] = field(default_factory=Counter)
     rates: list[int] = field(default_factory=lambda: [0] * 11)
     defects: list[Defect] = field(default_factory=list)
+    modal: Uses | None = None
 
     @property
     def errors(self) -> int:
@@ -73,6 +99,8 @@ class Report:
             self.ordered += len(scene)
             self.layers[int(scene.layer_index.max(initial=-1)) + 1] += 1
             self.depths.update(scene.layer_index.tolist())
+        else:
+            self.unordered += 1
         if scene.visible_masks is not None or scene.order_matrix is not None:
             full = area(scene.amodal_masks)
             hidden = full - area(scene.visible & scene.amodal_masks)
@@ -81,10 +109,11 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        names = ("data", "listed", "pictures", "readable", "objects", "visible", "ordered", "repaired")
+        names = ("data", "listed", "pictures", "readable", "unordered", "objects", "visible", "ordered", "repaired")
         return {
             "format_version": 1,
             **{name: getattr(self, name) for name in names},
+            **({} if self.modal is None else {"modal": {**vars(self.modal), "against": dict(self.modal.against)}}),
             "errors": self.errors,
             "warnings": self.warnings,
             "order_conflicts": self.conflicts,
@@ -118,13 +147,10 @@ def markdown(report: Report, *, sheet: bool) -> str:
                 ("pictures looked at", looked),
                 ("of these readable", report.readable),
                 ("objects in them", report.objects),
-                ("objects with a visible mask", report.visible),
-                ("objects whose order is known", report.ordered),
+                *_counts(report),
             ],
         ),
-        "Without an order there are no layers: pictures whose order is unknown serve scores that need none, not training.\n"
-        if report.ordered < report.objects
-        else "",
+        _use(report),
         _bars("size (width x height)", "pictures", [(f"{w}x{h}", n) for (h, w), n in report.sizes.most_common(10)]),
         f"{len(report.sizes) - 10} more sizes are in report.json.\n" if len(report.sizes) > 10 else "",
         _bars("layers in a picture", "pictures", [(str(n), count) for n, count in sorted(report.layers.items())]),
@@ -133,13 +159,37 @@ def markdown(report: Report, *, sheet: bool) -> str:
         _found(report),
         _todo(report),
         "## Pictures\n\n![Pictures with their layers](sheet.png)\n\n"
-        "Those with the most defects first, then some from all over the set. Nearest layers are warm, farthest cool; each object "
-        "is tinted where it is seen, and outlined with its hidden part.\n"
+        f"Those with the most defects first, then some from all over the set. {_LEGEND[report.modal is not None]}\n"
         if sheet
         else "",
         f"## Words\n\n{GLOSSARY}",
     ]
     return "\n".join(part for part in parts if part)
+
+
+_LEGEND = (
+    "Nearest layers are warm, farthest cool; each object is tinted where it is seen, and outlined with its hidden part.",
+    "Each object is tinted and outlined where its modal mask lies; the colours only tell objects apart.",
+)
+
+
+def _counts(report: Report) -> list[tuple[str, int]]:
+    if report.modal is not None:
+        return [("objects seen whole", report.modal.whole), ("objects to complete", report.modal.completion)]
+    return [("objects with a visible mask", report.visible), ("objects whose order is known", report.ordered)]
+
+
+def _use(report: Report) -> str:
+    """What the data serve, where that is not all."""
+    if report.modal is not None:
+        reasons = _bars("why a region is not whole", "regions", report.modal.against.most_common())
+        return (
+            f"Objects seen whole are cut out by `sas compose --from-modal`: {report.modal.rule}. Objects to complete are those that training "
+            f"with `data.format: modal` is about; it needs two.\n\n{reasons}"
+        )
+    if report.ordered < report.objects:
+        return "Without an order there are no layers: pictures whose order is unknown serve scores that need none, not training.\n"
+    return ""
 
 
 def _verdict(report: Report) -> str:
@@ -180,7 +230,8 @@ def _todo(report: Report) -> str:
         return "## What to do\n\nNothing.\n"
     first = (
         "1. Mend the errors at their source, by the table above, or let a cleaned copy leave them out: "
-        "`sas data check PATH --format NAME --repair OUT` writes one in the project format and never touches the original.\n"
+        "`sas data check PATH --format NAME --repair OUT` writes one in the project format (of modal masks, a COCO-style file) and never "
+        "touches the original.\n"
         if report.errors
         else "1. Nothing has to be mended; `--repair OUT` writes a copy in which the warnings are settled.\n"
     )

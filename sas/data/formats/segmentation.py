@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sas.data.formats.codes import LOST_WITH_A_WARNING
 from sas.data.formats.raw import Action, Severity
 from sas.io import InputError, read_mask, rle_decode
 
@@ -23,6 +24,10 @@ class BadSegmentation(ValueError):
     def __init__(self, code: str, words: str) -> None:
         super().__init__(words)
         self.code = code
+
+    @property
+    def severity(self) -> Severity:
+        return "warning" if self.code in LOST_WITH_A_WARNING else "error"
 
 
 def decode(segmentation: Any, height: int, width: int) -> tuple[np.ndarray, list[Note]]:
@@ -81,7 +86,7 @@ def _mask_picture(path: Path, height: int, width: int, notes: list[Note]) -> np.
 
 def _rle(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
     size = segmentation.get("size")
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int for side in size)):
         raise BadSegmentation("field", f"RLE must have a size [height, width], got {str(size)[:40]}")
     if tuple(size) != (height, width):
         raise BadSegmentation(
@@ -100,33 +105,42 @@ def _rle(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
     try:
         return rle_decode({"size": [height, width], "counts": counts})
     except InputError as error:
-        raise BadSegmentation("rle-size", str(error)) from error
+        # Runs of another length than the picture are told without a cause; all else is no RLE at all.
+        fits = isinstance(counts, str) and error.__cause__ is None
+        raise BadSegmentation("rle-size" if fits else "field", str(error)) from error
 
 
 def _polygons(segmentation: list[Any], height: int, width: int, notes: list[Note]) -> np.ndarray:
     """Union of polygons: a list of flat lists [x, y, x, y, ...], or one flat list (as COCOA has it)."""
     rings = [segmentation] if segmentation and not isinstance(segmentation[0], list | tuple) else segmentation
     good: list[list[float]] = []
-    for ring in rings:
+    thin: list[tuple[int, int]] = []
+    for place, ring in enumerate(rings, start=1):
         try:
             values = [float(value) for value in ring]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise BadSegmentation("field", f"a polygon must be a list of numbers, got {str(ring)[:40]}") from error
         if not np.isfinite(values).all():
             raise BadSegmentation("field", "a polygon must hold finite numbers, got NaN or infinity")
         farthest = max(map(abs, values), default=0.0)
         if farthest > FARTHEST:  # pycocotools walks every pixel of an edge, and runs out of memory without a word
-            raise BadSegmentation("outside", f"a polygon reaches to {farthest:g}, farther than any picture")
+            words = f"a polygon reaches to {farthest:g}, farther than any picture; the whole object is left out"
+            raise BadSegmentation("outside", words)
         if len(values) % 2:
             raise BadSegmentation("field", f"a polygon must have an even number of values x, y, ..., got {len(values)}")
         if len(values) < 6:
-            notes.append(("error", "polygon-points", f"a polygon has {len(values) // 2} points and needs 3", "drop"))
+            thin.append((place, len(values) // 2))
             continue
         good.append(values)
     if not good:
-        if notes:
-            raise BadSegmentation("polygon-points", notes.pop()[2])
+        if thin:
+            one = f"a polygon has {_points(thin[0][1])} and needs 3"
+            words = one if len(thin) == 1 else f"none of the {len(thin)} polygons has the 3 points that it needs"
+            raise BadSegmentation("polygon-points", f"{words}; the whole object is left out")
         return np.zeros((height, width), dtype=bool)
+    for place, count in thin:
+        words = f"polygon {place} of {len(rings)} has {_points(count)} and needs 3; it alone is left out, the object is kept"
+        notes.append(("error", "polygon-points", words, "repair"))
     points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in good])
     low, high = points.min(axis=0), points.max(axis=0)
     if low.min() < -1 or high[0] > width + 1 or high[1] > height + 1:
@@ -141,3 +155,7 @@ def _polygons(segmentation: list[Any], height: int, width: int, notes: list[Note
         )
     encoded = coco_mask.merge([coco_mask.frPyObjects([ring], height, width)[0] for ring in good])
     return rle_decode({"size": [height, width], "counts": encoded["counts"].decode("ascii")})
+
+
+def _points(count: int) -> str:
+    return f"{count} point{'' if count == 1 else 's'}"

@@ -43,7 +43,7 @@ def join_shapes(shapes: Sequence[Shape], size: Size | None, image: str, defects:
                 RawObject(one[0].id, one[0].label, _union([shape.outline for shape in one], size), rank=rank)
             )
         except BadSegmentation as error:
-            defects.append(Defect("error", error.code, str(error), "drop", image=image, object=one[0].id))
+            defects.append(Defect(error.severity, error.code, str(error), "drop", image=image, object=one[0].id))
     return tuple(objects)
 
 
@@ -107,9 +107,29 @@ def number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def stated_number(name: str, value: Any, image: str, object: str, defects: list[Defect]) -> float | None:
+    """A number that a file states, None if it states none; anything else is a defect, and left out."""
+    found = number(value)
+    if found is None and value is not None:
+        words = f"{name} must be a number, got {str(value)[:40]!r}; it is left out"
+        defects.append(Defect("error", "field", words, "repair", image=image, object=object))
+    return found
+
+
+def stated_size(height: Any, width: Any, image: str, defects: list[Defect]) -> Size | None:
+    """The size that a file states for a picture, None if it states none; sides that are no numbers from 1 are a defect."""
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and ((found := number(side)) is None or found < 1):
+            words = (
+                f"the {name} of the picture must be a number from 1, got {str(side)[:40]!r}; its size is not checked"
+            )
+            defects.append(Defect("error", "field", words, "repair", image=image))
+    return picture_size(height, width)
 
 
 def picture_size(height: Any, width: Any) -> Size | None:

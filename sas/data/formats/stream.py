@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import ijson
 from tqdm.auto import tqdm
@@ -15,14 +18,28 @@ from sas.io import InputError
 CHUNK = 1 << 16
 LISTS = ("images", "annotations", "categories")
 BOM = b"\xef\xbb\xbf"
+TEXT_OR_WORD = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|-?(?:NaN|Infinity)', re.DOTALL)
+"""A JSON text, which the end of the bytes may cut, or a number that JSON does not know."""
+WORD = re.compile(rb"-?[A-Za-z]+")
 
 
 class BadFile(InputError):
     """The annotation file cannot be used, wherever its index is kept."""
 
 
-def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
-    """Entries of the top-level lists of a JSON file as (list, number in it, entry), in one pass. InputError where the file is damaged."""
+class NotFinite(BadFile):
+    """The file holds NaN or Infinity, which JSON does not know; it may be well otherwise. words: what it holds, and where."""
+
+    def __init__(self, path: Path, words: str) -> None:
+        super().__init__(f"annotations {path} are not valid JSON: {words}")
+        self.words = words
+
+
+def stream_lists(path: Path, *, not_finite_as_text: bool = False) -> Iterator[tuple[str, int, Any]]:
+    """Entries of the top-level lists of a JSON file as (list, number in it, entry), in one pass. BadFile where the file is damaged.
+
+    not_finite_as_text: NaN and Infinity are read as texts that say so; else the first one is an error, `NotFinite`.
+    """
     lists = {name: ijson.sendable_list() for name in LISTS}
     readers = {name: ijson.items_coro(lists[name], f"{name}.item", use_float=True) for name in LISTS}
     numbers: Counter[str] = Counter()
@@ -31,13 +48,18 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
     with path.open("rb") as file, bar:
         if file.read(len(BOM)) != BOM:
             file.seek(0)
+        pieces = _quoted(file) if not_finite_as_text else _chunks(file)
         while True:
             start = file.tell()
-            chunk = file.read(CHUNK)
+            chunk = next(pieces, b"")
             try:
                 for reader in readers.values():
                     reader.send(chunk) if chunk else reader.close()
             except (ijson.JSONError, ValueError, ArithmeticError) as error:  # also numbers that no float can hold
+                if not_finite_as_text:  # so many bytes were added that places say nothing
+                    raise BadFile(
+                        f"annotations {path} are not valid JSON ({_reason(error)}); write the file again"
+                    ) from error
                 raise _damaged(path, start, error) from error
             running = {name for name in readers if numbers[name]}
             for name in readers:
@@ -51,6 +73,35 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
                 # Another list has begun, so those that ran before are over: their readers would look at the rest in vain.
                 readers = {name: reader for name, reader in readers.items() if name not in running}
             bar.update(len(chunk))
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(CHUNK):
+        yield piece
+
+
+def _quoted(file: BinaryIO) -> Iterator[bytes]:
+    """The rest of a file with NaN and Infinity put between quotes, but for those inside of texts."""
+    rest = b""
+    for piece in chain(_chunks(file), [b""]):
+        data = rest + piece
+        done: list[bytes] = []
+        at = 0
+        cut = False
+        for match in TEXT_OR_WORD.finditer(data):
+            text = match.group()[:1] == b'"'
+            cut = text and match.end() == len(data) and bool(piece)
+            if cut:  # the text may go on in the next piece
+                break
+            done += [data[at : match.start()], match.group() if text else b'"%b"' % match.group()]
+            at = match.end()
+        if not cut:
+            keep = len(b"-Infinity") if piece else 0  # a word may go on, too
+            done.append(data[at : max(at, len(data) - keep)])
+            at = max(at, len(data) - keep)
+        rest = data[at:]
+        if any(done):
+            yield b"".join(done)
 
 
 def _damaged(path: Path, start: int, error: Exception) -> BadFile:
@@ -74,9 +125,24 @@ def _damaged(path: Path, start: int, error: Exception) -> BadFile:
             sink.clear()
             lines += piece.count(b"\n")
             position += len(piece)
-    reason = str(error).partition("\n")[0].removeprefix("parse error: ").removeprefix("lexical error: ").strip()
+        file.seek(max(0, at - 1))
+        found = next((one for one in WORD.finditer(file.read(80)) if one.start() <= 1 < one.end()), None)
+    word = ""
+    if found is not None and at < end:  # the parser may give up on its second letter
+        word, at = found.group().decode(), max(0, at - 1) + found.start()
     where = f"after its last byte, {end}: it was cut off" if at == end else f"at byte {at}, line {lines}"
+    if word.removeprefix("-") in ("NaN", "Infinity"):
+        return NotFinite(
+            path, f"{word} {where} is a number that JSON does not know; write null or a number in its place"
+        )
+    reason = f"{word} is no word of JSON, which are true, false and null" if word else _reason(error)
     return BadFile(f"annotations {path} are not valid JSON {where} ({reason}); get the file again, or mend it there")
+
+
+def _reason(error: Exception) -> str:
+    words = error.args[0] if error.args else ""
+    text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    return text.partition("\n")[0].removeprefix("parse error: ").removeprefix("lexical error: ").strip()
 
 
 def refuse(path: Path) -> NoReturn:
@@ -87,14 +153,17 @@ def refuse(path: Path) -> NoReturn:
     with path.open("rb") as file:
         if file.read(len(BOM)) != BOM:
             file.seek(0)
-        for prefix, event, value in ijson.parse(file, use_float=True):
-            top = top or event
-            if not prefix and event == "map_key":
-                key = value
-            elif key is not None and prefix == key and key not in kinds:
-                kinds[key] = "a list" if event == "start_array" else "an object" if event == "start_map" else "a value"
-            elif key is not None and prefix == f"{key}.item" and kinds.get(key) == "a list":
-                kinds[key] = "a list of entries"
+        with suppress(ijson.JSONError, ValueError, ArithmeticError):  # what was read up to there tells enough
+            for prefix, event, value in ijson.parse(file, use_float=True):
+                top = top or event
+                if not prefix and event == "map_key":
+                    key = value
+                elif key is not None and prefix == key and key not in kinds:
+                    kinds[key] = (
+                        "a list" if event == "start_array" else "an object" if event == "start_map" else "a value"
+                    )
+                elif key is not None and prefix == f"{key}.item" and kinds.get(key) == "a list":
+                    kinds[key] = "a list of entries"
     if top != "start_map":
         raise BadFile(
             f"annotations {path} must be an object with the lists images and annotations, got a list or a single value; a list of "
@@ -109,6 +178,7 @@ def refuse(path: Path) -> NoReturn:
     else:
         cure = "name the file of the data set that holds both"
     found = ", ".join(list(kinds)[:12]) or "nothing"
+    cure += " (data.format in a configuration)" if "--format" in cure else ""
     raise BadFile(
         f"annotations {path} must hold the lists images and annotations with entries, but {' and '.join(wrong)}; it holds {found}: {cure}"
     )

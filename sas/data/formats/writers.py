@@ -1,4 +1,4 @@
-"""Scenes written in the formats of COCOA and KINS 2020.
+"""Scenes written in the formats of COCOA and KINS 2020, and modal masks as COCO has them.
 
 Masks are written as COCO RLE, not as polygons: a polygon holds neither holes nor single pixels, and the COCO API reads both. Before a
 scene is written, its order is inferred from the record by the rule that the readers use; a scene that would come back with another
@@ -54,6 +54,15 @@ def write_kins2020(path: str | Path, scenes: Iterable[Scene], *, split: str = "t
     return _write(path, scenes, "KINS 2020", f"update_{_name(split)}_2020.json", _kins)
 
 
+def write_modal(path: str | Path, scenes: Iterable[Scene]) -> int:
+    """Write scenes of a `ModalSet` as COCO: `path/images/<id>.png` and `path/instances.json`; returns how many.
+
+    `segmentation` is the modal mask, which such scenes have as `amodal_masks`. What is not known of a picture (crowds, objects whose mask
+    could not be read) is one region with `iscrowd` 1, so that the same objects count as seen whole as before.
+    """
+    return _write(path, scenes, MODAL, "instances.json", _modal)
+
+
 def _name(split: str) -> str:
     if not split or not split.replace("_", "").isalnum():
         raise InputError(f"split must be letters and digits, got {split!r}; use train, val or test")
@@ -64,6 +73,9 @@ def _name(split: str) -> str:
 
 Record = Callable[[Scene, "_Numbers", int, str], list[dict[str, Any]]]
 """Entries of the annotation list for a scene, given its image id and file."""
+
+
+MODAL = "COCO with modal masks"
 
 
 class _Numbers:
@@ -124,7 +136,9 @@ def _write(path: str | Path, scenes: Iterable[Scene], format: str, file_name: st
                 images.add({"id": image_id, "file_name": file, "width": scene.width, "height": scene.height})
                 Image.fromarray(scene.image).save(root / file)
                 overlaps.add(scene.min_overlap)
-                partial += bool(scene.alternatives) or scene.known is not None or not scene.complete
+                partial += format != MODAL and (
+                    bool(scene.alternatives) or scene.known is not None or not scene.complete
+                )
             aside.seek(0)
             out.write('\n],\n"images": [')
             shutil.copyfileobj(aside, out)
@@ -219,6 +233,18 @@ def _kins(scene: Scene, numbers: _Numbers, image_id: int, file: str) -> list[dic
             rle = rle_encode(mask)
             entry |= {f"{letter}_segm": rle, f"{letter}_bbox": _box(rle), f"{letter}_area": int(mask.sum())}
         entries.append({**entry, "oco_id": int(cluster[i]), "ico_id": int(ranks[i])})
+    return entries
+
+
+def _modal(scene: Scene, numbers: _Numbers, image_id: int, file: str) -> list[dict[str, Any]]:
+    regions = [(name, mask, 0) for name, mask in zip(scene.names, scene.amodal_masks, strict=True)]
+    if scene.known is not None and not scene.known.all():
+        regions.append(("crowd", ~scene.known, 1))
+    entries: list[dict[str, Any]] = []
+    for name, mask, crowd in regions:
+        rle = rle_encode(mask)
+        entry = {"id": numbers.annotation(), "image_id": image_id, "category_id": numbers.category(name)}
+        entries.append({**entry, "segmentation": rle, "bbox": _box(rle), "area": int(mask.sum()), "iscrowd": crowd})
     return entries
 
 
