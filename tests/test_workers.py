@@ -213,7 +213,7 @@ def test_what_was_said_at_opening_is_not_said_again(tmp_path: Path, caplog: pyte
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "annotations": [*record["annotations"], {"id": 9, "image_id": 77}]}))
     source = open_format(file, format="modal")
-    assert "passed over 1 annotations without a picture" in caplog.text
+    assert "passed over defects of the file (image-unknown)" in caplog.text
     caplog.clear()
     assert len(pickle.loads(pickle.dumps(source))) == 3 and not caplog.text
     open_format(file, format="modal")
