@@ -152,19 +152,22 @@ class DiffusionObjective:
     @torch.no_grad()
     def _with_own_cumulative(self, model: MaskDenoiser, encoded: Features, items: Items, keys: Keys) -> Items:
         """The items of some pictures with the cumulative mask that the network, drawing layer after layer by itself, would stand at."""
-        chosen = (keys.uniform("rollout") < self.rollout).to(items.target.device)
-        depth = items.layer.new_zeros(len(keys)).scatter_reduce(0, items.picture, items.layer, "amax") * chosen
+        chosen = keys.uniform("rollout") < self.rollout
+        last = torch.zeros(len(keys), dtype=torch.int64).scatter_reduce(
+            0, items.picture.cpu(), items.layer.cpu(), "amax"
+        )
+        depth = last * chosen
         height, width = items.target.shape[-2:]
         found = torch.zeros(len(keys), 1, height, width, dtype=torch.bool, device=items.target.device)
         stands = [found]
         for layer in range(int(depth.max())):
             noise = keys.normal(f"rollout-{layer}", 1, height, width).to(found.device)
-            (rows,) = torch.where(depth > layer)
+            rows = torch.where(depth > layer)[0].to(found.device)
             drawn = self._one_step(model, select_rows(encoded, rows), found[rows], noise[rows]) > 0.5
             found = found.index_copy(0, rows, found[rows] | drawn)
             stands.append(found)
         own = torch.stack(stands)[items.layer.clamp(max=len(stands) - 1), items.picture]
-        mixed = torch.where(chosen[items.picture][:, None, None, None], own, items.cumulative)
+        mixed = torch.where(chosen.to(own.device)[items.picture][:, None, None, None], own, items.cumulative)
         return replace(items, cumulative=mixed)
 
     def _energy_score(self, model: MaskDenoiser, features: Features, items: Items, keys: Keys) -> torch.Tensor:

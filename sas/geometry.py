@@ -112,8 +112,9 @@ class Geometry:
         window = self._window()
         size = window[1].stop - window[1].start, window[0].stop - window[0].start
         result = np.zeros((len(masks), self.mask_size, self.mask_size), dtype=bool)
-        for i, mask in enumerate(masks.astype(np.float32)):
-            result[i][window] = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.BOX)) > 0.5
+        for i, mask in enumerate(masks):
+            scaled = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
+            result[i][window] = np.asarray(scaled) > 0.5
         return result
 
     def known(self) -> np.ndarray:

@@ -199,7 +199,10 @@ class Trainer:
         totals: dict[str, torch.Tensor] = {}
         suspects: list[str] = []
         for number, positions in enumerate(parts):
-            batch = next(self._batches).to(self.accelerator.device, non_blocking=True)
+            device = self.accelerator.device
+            batch = next(self._batches).to(
+                device, non_blocking=device.type == "cuda"
+            )  # elsewhere the source may be gone too soon
             last = number == len(parts) - 1
             keys = Keys(training.seed, step, tuple(positions))
             with nullcontext() if last else self.accelerator.no_sync(self.losses):

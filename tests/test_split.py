@@ -153,6 +153,22 @@ def test_fusion_of_the_wrong_length_is_named() -> None:
         small(fusion=(8,))
 
 
+def test_fusion_of_maps_that_leave_out_a_level_is_refused() -> None:
+    class Coarse(Halving):
+        class feature_info:
+            @staticmethod
+            def reduction() -> list[int]:
+                return [4, 16]
+
+            @staticmethod
+            def channels() -> list[int]:
+                return [6, 10]
+
+    register_encoder("coarse", lambda: FeatureEncoder(Coarse()))
+    with pytest.raises(ValueError, match=r"fusion must be empty for encoder coarse, .* between 0 and 2, got \(8, 8\)"):
+        small(encoder="coarse", fusion=(8, 8))
+
+
 @pytest.mark.parametrize("grown", [True, False])
 def test_training_starts_from_weights_without_fusion_but_not_the_other_way(tmp_path: Path, grown: bool) -> None:
     plain = tiny_config(**SPLIT, training_steps=1)
@@ -288,6 +304,10 @@ def test_a_network_of_ones_own_trains_is_saved_and_loaded(tmp_path: Path) -> Non
     again = SASPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     for one, other in zip(again.model.encode(image), maps, strict=True):
         assert torch.equal(one, other)
+    with pytest.raises(InputError, match="pretrained must be false for encoder 'halving'"):
+        Trainer(
+            tiny_config(**settings, model_encoder="halving", model_pretrained=True), tmp_path / "other", cpu=True, progress=False
+        ).run()  # fmt: skip
     for taken in ("halving", "conv", "timm/resnet18"):
         with pytest.raises(InputError, match=f"name must be that of no other encoder, got '{taken}'"):
             register_encoder(taken, Halving)

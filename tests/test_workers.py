@@ -311,6 +311,76 @@ def test_leaving_early_ends_the_processes(scenes: list[Scene]) -> None:
     assert not active_children()
 
 
+class Hanging(LazyScenes):
+    """The first scene is read at once, and no other ever."""
+
+    def __init__(self, folder: str) -> None:
+        self.first = open_scenes(folder)[0]
+
+    def __len__(self) -> int:
+        return 8
+
+    def read(self, index: int) -> Scene:
+        if index:
+            time.sleep(600)
+        return self.first
+
+
+def test_leaving_ends_processes_that_hang_in_a_read(scenes: list[Scene], tmp_path: Path) -> None:
+    write_project(tmp_path / "set", scenes[:1], min_overlap=0.01)
+    hanging = loader(Hanging(str(tmp_path / "set")), shuffle=False, batch_size=1)
+    with read_ahead(hanging, steps(0, 8, range(1)), workers=2, start_method="fork") as batches:
+        next(batches)
+        began = time.monotonic()
+    assert not active_children() and time.monotonic() - began < 60, "and not after ten minutes"
+
+
+class Failing(LazyScenes):
+    """Raises an error of its own choice."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 4
+
+    def read(self, index: int) -> Scene:
+        raise self.error("the third shelf is empty")
+
+
+class TwoWords(Exception):
+    """Cannot be taken apart and put together again."""
+
+    def __init__(self, first: str, second: str = "") -> None:
+        super().__init__()
+        self.lock = lambda: first
+
+    def __str__(self) -> str:
+        return "cannot travel"
+
+
+@pytest.mark.parametrize(
+    ("raised", "arrives", "words"),
+    [
+        (OSError, OSError, "^the third shelf is empty$"),
+        (ValueError, ValueError, "^the third shelf is empty$"),
+        (TwoWords, RuntimeError, "^TwoWords: cannot travel$"),
+    ],
+    ids=["OSError", "ValueError", "no pickle"],
+)
+def test_errors_keep_their_kind_and_say_where_they_came_from(
+    raised: type[Exception], arrives: type[Exception], words: str
+) -> None:
+    with (
+        pytest.raises(arrives, match=words) as caught,
+        read_ahead(loader(Failing(raised)), steps(0, 2), workers=1, start_method="fork") as batches,
+    ):
+        next(batches)
+    assert type(caught.value) is arrives
+    assert "in a process that reads scenes" in str(caught.value.__cause__) and "def read" not in str(caught.value)
+    assert 'raise self.error("the third shelf is empty")' in str(caught.value.__cause__)
+
+
 @pytest.mark.slow
 def test_leaving_early_while_large_batches_are_sent(scenes: list[Scene], capfd: pytest.CaptureFixture[str]) -> None:
     """Processes that begin in earnest, four times two batches under way when the block is left."""

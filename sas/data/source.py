@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from multiprocessing import resource_tracker
+from multiprocessing.synchronize import Event
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,12 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from sas.data.augment import Augmentation, augment
 from sas.data.entries import Reopened
-from sas.io import InputError
 from sas.scene import Scene, SceneBatch, collate
 from sas.seeding import Keys, generator_for
 
 Place = tuple[int, Sequence[int]]
 """A step and positions in its global batch."""
+PATIENCE = 2.0
+"""Seconds that processes have to finish what they read, once nobody wants it any more."""
 
 
 class SceneSource(Protocol):
@@ -156,13 +162,14 @@ def read_ahead(
     pin_memory: batches of processes lie where a GPU copies from them quickly. start_method: of processes; "fork" may deadlock
     beside the threads that a training process has, "spawn" imports the main program anew, which needs `if __name__ == "__main__":`.
 
-    Leaving the block ends the processes. An InputError of the source is raised as it is, when its batch is asked for; RuntimeError if a
-    process dies.
+    Leaving the block ends the processes, within seconds even if they hang in a read. An error of the source is raised as it is, when its
+    batch is asked for; RuntimeError if a process dies.
     """
     if not workers:
         yield (source.batch(*place) for place in places)
     elif isinstance(source, SceneLoader):
         batches: Any = None
+        leave = multiprocessing.get_context(start_method).Event()
         try:
             with _beginning_processes():
                 loader = DataLoader(
@@ -172,7 +179,7 @@ def read_ahead(
                     num_workers=workers,
                     pin_memory=pin_memory,
                     multiprocessing_context=start_method,
-                    worker_init_fn=_end_well,
+                    worker_init_fn=partial(_begin_worker, leave, logging.getLogger("sas").getEffectiveLevel()),
                     generator=torch.Generator(),  # else it draws from everybody's
                 )
                 batches = iter(loader)
@@ -186,64 +193,88 @@ def read_ahead(
             ) from error
         finally:
             if batches is not None:
+                late = threading.Timer(PATIENCE, leave.set)
+                late.start()
                 batches._shutdown_workers()  # there is no public way that does not wait for the garbage collector
+                late.cancel()
     else:
         with ThreadPoolExecutor(1) as pool:
             yield _one_ahead(pool, source, places)
 
 
-class _Batches(Dataset[SceneBatch | InputError]):
-    """A source as PyTorch's data loader wants it. An InputError is a value, since raising it would wrap it in a traceback."""
+@dataclass(frozen=True)
+class _Failed:
+    """An error on its way from a process: as a value, since the loader would wrap it in a traceback. where: its own traceback."""
+
+    error: Exception
+    where: str
+
+
+class _Batches(Dataset[SceneBatch | _Failed]):
+    """A source as PyTorch's data loader wants it."""
 
     def __init__(self, source: SceneSource) -> None:
         self.source = source
 
-    def __getitem__(self, place: Place) -> SceneBatch | InputError:
+    def __getitem__(self, place: Place) -> SceneBatch | _Failed:
         try:
             return self.source.batch(*place)
-        except ValueError as error:
-            return InputError(str(error))
+        except Exception as error:
+            where = traceback.format_exc()
+            try:
+                pickle.loads(pickle.dumps(error))
+            except Exception:  # some errors cannot travel
+                error = RuntimeError(f"{type(error).__name__}: {error}")
+            return _Failed(error, where)
 
 
-def _end_well(worker: int) -> None:
-    """Ends this process when the one that began it is gone, however it went; PyTorch's own watch misses one that went early.
+def _told(batch: SceneBatch | _Failed) -> SceneBatch:
+    if isinstance(batch, _Failed):
+        raise batch.error from RuntimeError(f"in a process that reads scenes:\n{batch.where}")
+    return batch
 
-    It ends without taking the interpreter apart: a thread that is sending a batch meanwhile would abort the process.
+
+def _begin_worker(leave: Event, level: int, worker: int) -> None:
+    """The first thing a process does: the first of them says what all would say, and each ends when it should.
+
+    That is when `leave` is set, and when the process that began it is gone, however it went; PyTorch's own watch misses one that went
+    early. It ends without taking the interpreter apart: a thread that is sending a batch meanwhile would abort the process.
     """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("sas").setLevel(level if worker == 0 else logging.ERROR)
     atexit.register(os._exit, 0)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
-        if parent:
-            parent.join()
-        os._exit(1)
+        while not leave.wait(timeout=1):
+            if parent is not None and not parent.is_alive():
+                os._exit(1)
+        os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _told(batch: SceneBatch | InputError) -> SceneBatch:
-    if isinstance(batch, InputError):
-        raise batch
-    return batch
 
 
 @contextmanager
 def _beginning_processes() -> Iterator[None]:
     """Processes that begin in this block compute with one thread each, and signals do not reach them: a terminal and a batch system
-    signal whole groups, and the training process still needs its batches to finish the step."""
+    signal whole groups, and the training process still needs its batches to finish the step. Windows has no such signals."""
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # NumPy's matrix product counts its threads when it is imported
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-    mask = getattr(signal, "pthread_sigmask", lambda how, signals: signals)
-    before = mask(signal.SIG_BLOCK, signals)
+    posix = os.name == "posix"
+    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1] if posix else []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if posix else set()
     try:
-        resource_tracker.ensure_running()
-        mask(signal.SIG_BLOCK, signals)  # again, for starting the tracker lets two of them through
+        if posix:
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(
+                signal.SIG_BLOCK, signals
+            )  # again, for starting the tracker lets two of them through
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # how many processes is the user's choice
             yield
     finally:
-        mask(signal.SIG_SETMASK, before)
+        if posix:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
         else:

@@ -198,6 +198,7 @@ class TimmEncoder(FeatureEncoder):
         except (RuntimeError, ValueError) as error:
             raise InputError(f"encoder timm/{name} is not to be had ({error}); see timm.list_models()") from error
         super().__init__(network, mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"])
+        self.name = name
 
 
 _REGISTERED: dict[str, Callable[[], nn.Module]] = {}

@@ -19,6 +19,7 @@ from einops import reduce, repeat
 from torch import nn
 from torch.nn import functional
 
+from sas.io import InputError
 from sas.models.encoders import EfficientNetLite0, TimmEncoder, build_encoder
 
 
@@ -74,6 +75,11 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
                 f"fusion must name the width of each of the {len(given)} levels that have maps of the encoder, got {tuple(fusion)}: "
                 "change it, or leave it empty"
             )
+        if fusion and given != list(range(given[0], given[-1] + 1)):
+            raise ValueError(
+                f"fusion must be empty for encoder {encoder}, whose maps leave out a level between {given[0]} and {given[-1]}, got "
+                f"{tuple(fusion)}: each map must have half the side of the one before"
+            )
         self.fuse = Fusion([channels[level] for level in given], fusion, groups=norm_groups) if fusion else None
 
         time_width = 4 * channels[0]
@@ -121,12 +127,17 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
             nn.init.zeros_(final.bias)
 
     def load_pretrained_encoder(self) -> None:
-        """Start the image encoder from ImageNet features; InputError if the package that holds them is not installed."""
-        if isinstance(self.image_encoder, EfficientNetLite0):
-            self.image_encoder.load_imagenet()
-        elif isinstance(self.image_encoder, TimmEncoder):
-            name = self.config["encoder"].removeprefix("timm/")
-            self.image_encoder.load_state_dict(TimmEncoder(name, pretrained=True).state_dict())
+        """Start the image encoder from ImageNet features; InputError if the package that holds them is not installed, or there are none."""
+        encoder = self.image_encoder
+        if isinstance(encoder, EfficientNetLite0):
+            encoder.load_imagenet()
+        elif isinstance(encoder, TimmEncoder):
+            encoder.load_state_dict(TimmEncoder(encoder.name, pretrained=True).state_dict())
+        else:
+            raise InputError(
+                f"pretrained must be false for encoder {self.config['encoder']!r}, whose features are not known here; remove it, and load them "
+                "where you build the encoder"
+            )
 
     def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Features of each image at the denoiser's widths, one map a level: float (B, 3, image_size, image_size) -> tuple."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ class ModalSet(AnnotatedScenes):
         pictures: list[Picture] = []
         instances: list[Instance] = []
         passed: Counter[str] = Counter()
-        for index in tqdm(range(len(self)), unit="picture", delay=2, disable=None, leave=False, dynamic_ncols=True):
+        quiet = True if multiprocessing.parent_process() else None  # one bar is enough where several processes read
+        for index in tqdm(range(len(self)), unit="picture", delay=2, disable=quiet, leave=False, dynamic_ncols=True):
             record = self._record(index)
             if record.picture is None:
                 passed["pictures without file name or size"] += 1
