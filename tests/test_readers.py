@@ -106,6 +106,14 @@ def test_every_preset_reads_its_fields(preset: str, tmp_path: Path) -> None:
         assert (scene.visible_masks == np.stack([BEHIND & ~FRONT, FRONT, ALONE])).all()
 
 
+def test_scenes_opened_with_the_fields_of_a_known_format_go_to_another_process(tmp_path: Path) -> None:
+    records = [annotation(7 + k, **fields) for k, fields in enumerate(D2SA)]
+    path = write_file(tmp_path, [image_record()], records)
+    scenes = CocoScenes(path, fields=PRESETS["d2sa"].fields)
+    again = pickle.loads(pickle.dumps(scenes))
+    assert again.fields == scenes.fields and again[0].layer_index.tolist() == [1, 0, 0]
+
+
 def test_guesses_say_that_they_are_guesses() -> None:
     assert {name for name, preset in PRESETS.items() if not preset.sure} == {
         "intra-afruit",
