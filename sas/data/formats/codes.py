@@ -79,7 +79,7 @@ CODES: dict[str, Meaning] = {
     "not-finite": Meaning(
         "warning",
         "A JSON file holds NaN or Infinity, which JSON does not know.",
-        "Most programs cannot read the file at all; here an annotation that needs such a value is left out, which is told apart.",
+        "Most programs cannot read the file at all; here it is read as null, and an annotation that needs it is left out, which is told apart.",
         "Write numbers, or null where there is none.",
     ),
     "unreadable": Meaning(
