@@ -1,10 +1,11 @@
 """How fast scenes are read into batches in the training loop and by 1, 2 and 4 processes; memory over an epoch; time to open.
 
-    python benchmarks/loading.py [--count 400] [--kins 48] [--epoch 200000]
+    python benchmarks/loading.py [--count COUNT] [--kins PICTURES] [--epoch SCENES]
 
 Composes `--count` scenes, writes them loose (project format) and packed, and reads both through `read_ahead`: pictures of `--size`,
 masks of half that. Then the same for `--kins` pictures of 1242 x 375 with KINS 2020 annotations, brought to `--size`. Then packs
 `--epoch` small scenes and reads one epoch of them in a process of its own, by `--epoch-workers` processes. 0 leaves a part out.
+`--kins` and `--epoch` are 0 unless given. Linux only: the time and memory of processes are read from /proc.
 Files were just written, so the disk is hardly asked. Prints tables for docs/performance.md.
 """
 

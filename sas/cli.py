@@ -9,7 +9,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,7 +269,7 @@ def _parse(command: type[Any], arguments: list[str], program: str | None, file: 
     if command is not Train:
         return tyro.cli(command, args=arguments, prog=program, description=command.__doc__)
     settings = load_config(file)
-    arguments = ["None" if word == "null" else word for word in arguments]
+    arguments = list(_unset(arguments))
 
     def parsed() -> Any:
         default = Train(settings=settings)
@@ -283,6 +283,24 @@ def _parse(command: type[Any], arguments: list[str], program: str | None, file: 
         except SystemExit:
             load_config(None, {**_flat(settings), **_overrides(arguments, settings)})
     return parsed()
+
+
+def _unset(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments with None for null, as YAML writes it, where it is the value of a field that may have none."""
+    option = ""
+    for word in arguments:
+        if word.startswith("--"):
+            option, _, value = word.partition("=")
+            yield f"{option}=None" if value == "null" and _may_be_none(option) else word
+        else:
+            yield "None" if word == "null" and _may_be_none(option) else word
+
+
+def _may_be_none(option: str) -> bool:
+    section, _, name = option.removeprefix("--").replace("-", "_").partition(".")
+    kind = Config.model_fields[section].annotation if section in Config.model_fields else None
+    fields = getattr(kind, "model_fields", {})
+    return name in fields and type(None) in get_args(fields[name].annotation)
 
 
 def _overrides(arguments: Sequence[str], settings: Config) -> dict[str, Any]:

@@ -408,24 +408,20 @@ def config_from_dict(values: dict[str, Any], *, where: str = "configuration") ->
 
 def faults(error: ValidationError) -> str:
     """What a section refuses, in plain words: field, rule, value and cure of each fault."""
-    told: dict[tuple[str, str], list[Any]] = {}
+    told: dict[tuple[tuple[str, ...], str], list[Any]] = {}
     for one in error.errors():
-        # A field of several types has a fault for each, at a place that ends with the type.
-        place = [str(part) for part in one["loc"] if not _TYPE.fullmatch(str(part))]
-        told.setdefault((".".join(place), "" if one["type"] in _PLAIN else one["type"]), []).append(one)
-    return "; ".join(_fault(name, some) for (name, _), some in told.items())
+        # A field of several types has a fault for each, at a place that ends with the type. A key that nobody knows may be called so.
+        unknown = one["type"] == "extra_forbidden"
+        place = tuple(str(part) for part in one["loc"] if unknown or not _TYPE.fullmatch(str(part)))
+        told.setdefault((place, "" if one["type"] in _PLAIN else one["type"]), []).append(one)
+    return "; ".join(_fault(place, some) for (place, _), some in told.items())
 
 
-def _fault(name: str, errors: list[Any]) -> str:
+def _fault(place: tuple[str, ...], errors: list[Any]) -> str:
     first = errors[0]
-    place, _, last = name.rpartition(".")
+    name = ".".join(place)
     if first["type"] == "extra_forbidden":
-        known = _fields_at(place.split(".") if place else [])
-        close = difflib.get_close_matches(last, known, n=1)
-        cure = (
-            f"did you mean {place + '.' if place else ''}{close[0]}?" if close else f"known there: {', '.join(known)}"
-        )
-        return f"unknown key {name}: {cure}"
+        return f"unknown key {name}: {_known_key(place[:-1], place[-1])}"
     if first["type"] == "value_error":
         return f"{name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}"
     if first["type"] not in _PLAIN:
@@ -455,10 +451,26 @@ _PLAIN: dict[str, tuple[str, str]] = {
 """Rule and cure of what pydantic finds, by its name for it."""
 
 
-def _fields_at(place: list[str]) -> list[str]:
+def _known_key(place: tuple[str, ...], key: str) -> str:
+    """The cure for a key that is not known at a place. A key may hold dots, as people write `training.steps: 5`."""
+    known = _fields_at(place)
+    head, dot, rest = key.partition(".")
+    if dot and _fields_at((*place, head)):
+        return f"write it as `{head}:` and below it `  {rest}:`"
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"did you mean {'.'.join((*place, close[0]))}?"
+    return f"known there: {', '.join(known)}" if known else "remove it"
+
+
+def _fields_at(place: tuple[str, ...]) -> list[str]:
+    """Names of the fields of the section at a place; none where there is no section."""
     model: Any = Config
     for part in place:
-        model = model.model_fields[part].annotation if part in model.model_fields else Settings
+        field = model.model_fields.get(part)
+        model = None if field is None else field.annotation
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
     return list(model.model_fields)
 
 

@@ -31,6 +31,7 @@ from sas.data.formats.report import UNREADABLE, Report, Uses, line, markdown
 from sas.data.formats.segmentation import BadSegmentation, decode
 from sas.data.formats.sheet import Sheet
 from sas.data.formats.writers import write_modal
+from sas.data.instances import WholeRule
 from sas.io import InputError, atomic_folder, read_image, read_mask, write_json
 from sas.masks import area
 from sas.scene import Scene
@@ -82,7 +83,7 @@ def _walk(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}; leave it out to look at all pictures")
     report.listed = len(scenes)
-    report.modal = Uses() if isinstance(scenes, ModalSet) else None
+    report.modal = Uses(rule=str(WholeRule())) if isinstance(scenes, ModalSet) else None
     total = report.listed if limit is None else min(limit, report.listed)
     if isinstance(scenes, AnnotatedScenes):
         try:

@@ -216,10 +216,22 @@ def test_a_value_of_the_file_is_unset(call: Call, tmp_path: Path) -> None:
     text = "data: {scenes: nowhere, validation: gone}\ntraining: {steps: 7}\n"
     (tmp_path / "mine.yaml").write_text(text + "model: {channels: [8, 16, 16], norm_groups: 4}\n")
     for word in ("None", "null"):
-        unset = ("--data.scenes", word, "--data.validation", word)
-        status, out, err = call("train", "mine.yaml", "--dry-run", *unset, *QUICK)
-        assert (status, err) == (0, "") and "data: 2 rendered classes" in out
+        for unset in (
+            ("--data.scenes", word, "--data.validation", word),
+            (f"--data.scenes={word}", f"--data.validation={word}"),
+        ):
+            status, out, err = call("train", "mine.yaml", "--dry-run", *unset, *QUICK)
+            assert (status, err) == (0, "") and "data: 2 rendered classes" in out
     assert "unset by None or null, as in --data.validation None" in call("train", "--help")[1]
+
+
+def test_null_unsets_nothing_but_fields_that_may_be_unset(call: Call, tmp_path: Path) -> None:
+    for out in (("--out", "null"), ("--out=null",)):
+        status, told, err = call("train", "--dry-run", *out, *QUICK)
+        assert (status, err) == (0, "") and told.endswith("output: null")
+    for steps in (("--training.steps", "null"), ("--training.steps=null",)):
+        message = "training.steps must be a whole number, got 'null': pass a whole number"
+        assert call("train", *steps) == (2, "", f"sas train: the command line: {message}")
 
 
 def test_training_that_cannot_start_is_one_line(call: Call, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def test_there_are_shipped_configurations() -> None:
         ({"trainin.steps": 3}, "unknown key trainin: did you mean training?"),
         ({"model.zzz": 3}, "unknown key model.zzz: known there: name, encoder"),
         ({"zzz.zzz": 3}, "unknown key zzz: known there: data, model, diffusion, sampling, training, logging"),
+        ({"data.images.foo": 3}, "unknown key data.images.foo: did you mean data.images?"),
+        ({"data.zzz.zzz": 3}, "unknown key data.zzz.zzz: known there: scenes, format"),
+        ({"int.steps": 3}, "unknown key int: known there: data, model"),
         ({"steps": 3}, "override steps must be section.field, got 'steps': for example training.steps"),
     ],
 )
@@ -61,6 +64,23 @@ def test_unknown_key(overrides: dict[str, Any], message: str) -> None:
 def test_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "training:\n  learning_rat: 1e-4\n")
     assert fault({}, path) == f"{path}: unknown key training.learning_rat: did you mean training.learning_rate?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training.steps: 5\n", "unknown key training.steps: write it as `training:` and below it `  steps:`"),
+        ("zzz.steps: 5\n", "unknown key zzz.steps: known there: data, model, diffusion, sampling, training, logging"),
+        (
+            "data:\n  scenes: x\n  fields.amodal: segmentation\n",
+            "unknown key data.fields.amodal: did you mean data.fields?",
+        ),
+        ("data:\n  scenes: x\n  fields:\n    a.b: 3\n", "data.fields.a.b must be a text, got 3: pass a text"),
+    ],
+)
+def test_keys_with_dots_in_a_file(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    assert fault({}, path).startswith(f"{path}: {message}")
 
 
 # ---------------------------------------------------------------------- types and ranges

@@ -157,6 +157,28 @@ def test_masks_without_their_picture_are_a_missing_picture(tmp_path: Path) -> No
             MaskFolders(place)
 
 
+def test_a_folder_of_other_pictures_is_left_out_and_told(tmp_path: Path) -> None:
+    save(tmp_path / "a", {"cup": BACK, "fork": FRONT})
+    save(tmp_path / "z", {"cup": BACK})
+    save(tmp_path / "preview", {f"sheet {k}": BACK for k in range(4)}, image="overview.png")
+    scenes = MaskFolders(tmp_path)
+    assert [scene.id for scene in scenes] == ["a", "z"]
+    assert [str(defect) for defect in scenes.file_defects()] == [
+        "WARNING image=- object=- folder-ignored: the folder preview holds overview.png, sheet 0.png, sheet 1.png, ..., no picture image.* "
+        "and nothing named like a mask of this set; it is no scene; dropped"
+    ]
+
+
+@pytest.mark.parametrize("name", ["fork", "gt_7", "mask", "Mask_01"])
+def test_masks_are_told_from_other_pictures_by_their_names(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "a", {"cup": BACK, "fork": FRONT})
+    lost = save(tmp_path / "b", {name: BACK, "other": FRONT})
+    (lost / "image.png").unlink()
+    scenes = MaskFolders(tmp_path)
+    assert scenes.file_defects() == []
+    assert [defect.code for defect in scenes.inspect(1)[1]] == ["image-missing"]
+
+
 def test_paths(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="masks .*gone must be a folder, found nothing; name the folder of the scenes"):
         MaskFolders(tmp_path / "gone")

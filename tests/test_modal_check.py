@@ -354,6 +354,18 @@ def test_regions_that_are_no_object_are_unknown(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the report
 
 
+def test_a_report_without_any_readable_picture_says_the_rule_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = modal_set(tmp_path / "data")
+    for picture in (tmp_path / "data").rglob("*.jpg"):
+        picture.unlink()
+    status, lines = told(file, "--out", str(tmp_path / "report"), capsys=capsys)
+    assert status == 1 and "modal whole=0 completion=0; not whole: none" in lines
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert f"are cut out by `sas compose --from-modal`: {WholeRule()}. Objects" in text
+
+
 def test_the_report_of_modal_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = modal_set(tmp_path / "data", of(0, **square(0, 10)))
     status, lines = told(file, "--out", str(tmp_path / "report"), capsys=capsys)

@@ -167,6 +167,11 @@ def test_shapes_of_one_label_and_group_are_one_object(tmp_path: Path) -> None:
         ({"shape_type": "mask", "points": [[0, 0], [2, 2]], "mask": "%%"}, "mask-damaged", "the mask must be a PNG in"),
         ({"shape_type": "mask", "points": [[0, 0], [2, 2]], "mask": "UE5H"}, "mask-damaged", "the mask must be a PNG"),
         (
+            {"shape_type": "mask", "points": [[0, 0], [2, 2]], "mask": "\u00e4"},
+            "mask-damaged",
+            "the mask must be a PNG",
+        ),
+        (
             {"shape_type": "mask", "points": [[0, 0], [2, 2]], "mask": png_text(np.ones((2, 3)))},
             "mask-size",
             "the mask has 3x2 pixels, its box 3x3",

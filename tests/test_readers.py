@@ -24,7 +24,7 @@ from PIL import Image
 from tiny import ROOT
 
 from sas.data.formats import stream
-from sas.data.formats.coco import PRESETS, CocoScenes, checked_fields
+from sas.data.formats.coco import PRESETS, CocoScenes, checked_fields, truth
 from sas.data.formats.cocoa import CocoaScenes
 from sas.data.formats.hints import suggest
 from sas.data.formats.index import LISTED, AnnotationIndex
@@ -104,6 +104,14 @@ def test_every_preset_reads_its_fields(preset: str, tmp_path: Path) -> None:
     else:
         assert scene.visible_masks is not None and scene.layer_index.tolist() == [1, 0, 0]
         assert (scene.visible_masks == np.stack([BEHIND & ~FRONT, FRONT, ALONE])).all()
+
+
+def test_scenes_opened_with_the_fields_of_a_known_format_go_to_another_process(tmp_path: Path) -> None:
+    records = [annotation(7 + k, **fields) for k, fields in enumerate(D2SA)]
+    path = write_file(tmp_path, [image_record()], records)
+    scenes = CocoScenes(path, fields=PRESETS["d2sa"].fields)
+    again = pickle.loads(pickle.dumps(scenes))
+    assert again.fields == scenes.fields and again[0].layer_index.tolist() == [1, 0, 0]
 
 
 def test_guesses_say_that_they_are_guesses() -> None:
@@ -274,21 +282,56 @@ def test_a_number_that_json_does_not_know_costs_one_annotation(tmp_path: Path, w
         (defect,) = scenes.file_defects()
         assert (defect.severity, defect.code, defect.action) == ("warning", "not-finite", "keep")
         assert re.match(
-            rf"{word} at byte \d+, line {line} is a number that JSON does not know; write null or a number in its place; an annotation",
+            rf"{word} at byte \d+, line {line} is a number that JSON does not know; write null or a number in its place; all of them are read as null$",
             defect.words,
         )
         scene, defects = scenes.inspect(0)
         assert scene is not None and len(scene) == 2 and not scene.complete
         assert codes(defects) == [("error", "field", "drop", "1", "2")]
-        assert defects[0].words == "a polygon must hold finite numbers, got NaN or infinity"
+        assert defects[0].words == "a polygon must be a list of numbers, got [2, 2, None, 2, 12, 12, 2, 12]"
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_json_does_not_know_counts_as_null(tmp_path: Path, word: str) -> None:
+    objects = [
+        {**annotation(1, segmentation=[POLYGONS[name]], visible_mask="@", bg="@"), "id": "@", "iscrowd": "@"}
+        for name in ("front", "behind")
+    ]
+    path = write_file(tmp_path, [image_record(), image_record(2)], [*objects, annotation(3, image=2)])
+    text = path.read_text().replace('"2.png"', '"@"').replace('"@"', word)
+    path.write_text(text)
+    scenes = CocoScenes(path, fields={"visible": "visible_mask", "stuff": "bg"})
+    assert [defect.code for defect in scenes.file_defects()] == ["not-finite"]
+    raw, defects = scenes.raw(0)
+    assert defects == [] and [one.id for one in raw.objects] == ["annotation 1", "annotation 2"]
+    assert not any(one.crowd or one.stuff or one.visible is not None for one in raw.objects)
+    scene, _ = scenes.inspect(0)
+    assert scene is not None and scene.complete
+    assert (scene.amodal_masks == np.stack([FRONT, BEHIND])).all()
+    _, (defect,) = scenes.inspect(1)
+    assert (defect.code, defect.words) == ("field", "file_name (file_name) must not be empty, got None")
+
+
+def test_a_size_of_nan_is_told_of_the_file_and_not_checked(tmp_path: Path) -> None:
+    image = {**image_record(), "height": float("nan")}
+    scenes = CocoScenes(write_file(tmp_path, [image], [annotation(1, segmentation=rle_encode(FRONT))]))
+    assert [defect.code for defect in scenes.file_defects()] == ["not-finite"]
+    scene, defects = scenes.inspect(0)
+    assert scene is not None and defects == []
+
+
+def test_what_counts_as_true() -> None:
+    assert all(map(truth, (True, 1, 2.5, -1, "1", "true", " Yes")))
+    assert not any(map(truth, (False, None, 0, -0.0, "", "0", "no", "None", "null")))
+    assert not any(map(truth, (float("nan"), float("inf"), -float("inf"), "NaN", "Infinity", "-Infinity")))
 
 
 def test_words_of_json_are_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     text = rb'{"a\"NaN\\": [NaN, "NaN", -Infinity, Infinity, "\\"], "b": NaN}'
-    wanted = rb'{"a\"NaN\\": ["NaN", "NaN", "-Infinity", "Infinity", "\\"], "b": "NaN"}'
+    wanted = rb'{"a\"NaN\\": [null, "NaN", null, null, "\\"], "b": null}'
     for size in range(1, 20):
         monkeypatch.setattr(stream, "CHUNK", size)
-        assert b"".join(stream._quoted(io.BytesIO(text))) == wanted
+        assert b"".join(stream._with_null(io.BytesIO(text))) == wanted
 
 
 def test_words_that_are_none_of_json_are_named(tmp_path: Path) -> None:
@@ -301,7 +344,7 @@ def test_words_that_are_none_of_json_are_named(tmp_path: Path) -> None:
             AnnotationIndex(path)
 
 
-@pytest.mark.parametrize("side", [-5, 0, "x", [3], float("nan")])
+@pytest.mark.parametrize("side", [-5, 0, "x", [3]])
 def test_a_size_that_is_none_is_told_and_not_checked(tmp_path: Path, side: Any) -> None:
     path = write_file(tmp_path, [{**image_record(), "height": side}], [annotation(1, segmentation=rle_encode(FRONT))])
     scene, defects = CocoScenes(path).inspect(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, overload
 
 import numpy as np
@@ -20,11 +20,16 @@ class Reopened:
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         self = super().__new__(cls)
-        self._made_with = (args, options)
+        self._made_with = tuple(map(_plain, args)), {name: _plain(value) for name, value in options.items()}
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (type(self), *self._made_with)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts: a view of one, such as the fields of the known formats are, goes to no other process."""
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _reopen(kind: type[Reopened], args: tuple[Any, ...], options: dict[str, Any]) -> Reopened:

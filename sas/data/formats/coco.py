@@ -297,5 +297,6 @@ def unique(name: str, taken: Counter[str]) -> str:
 
 
 def truth(value: Any) -> bool:
-    """True for true, any number but 0, and texts of these."""
-    return str(value).strip().lower() not in ("", "none", "0", "0.0", "false", "no")
+    """True for true, any finite number but 0, and texts of these. NaN says nothing, though Python takes it for true."""
+    word = str(value).strip().lower()
+    return word.lstrip("+-") not in ("", "none", "null", "0", "0.0", "false", "no", "nan", "inf", "infinity")

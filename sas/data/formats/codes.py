@@ -33,6 +33,12 @@ CODES: dict[str, Meaning] = {
         "The folder of the pictures is probably another one, and all pictures will be missing.",
         "Name the right folder with --images FOLDER (`data.images` in a configuration).",
     ),
+    "folder-ignored": Meaning(
+        "warning",
+        "A folder beside those of the scenes holds pictures, but none called image and none named like a mask.",
+        "It is not read, and if it is a scene it is missing from the set.",
+        "Nothing need be done for previews and the like; of a scene, add the picture as image.jpg or image.png.",
+    ),
     "image-damaged": Meaning(
         "error",
         "The file of a picture cannot be decoded: it is empty, truncated or no picture at all.",
@@ -79,7 +85,7 @@ CODES: dict[str, Meaning] = {
     "not-finite": Meaning(
         "warning",
         "A JSON file holds NaN or Infinity, which JSON does not know.",
-        "Most programs cannot read the file at all; here an annotation that needs such a value is left out, which is told apart.",
+        "Most programs cannot read the file at all; here it is read as null, and an annotation that needs it is left out, which is told apart.",
         "Write numbers, or null where there is none.",
     ),
     "unreadable": Meaning(

@@ -32,7 +32,7 @@ from sas.io import InputError, atomic_folder, write_json
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 LISTED = 100
 """Defects of one code that are told one by one; the others are counted."""
 ENCODER = json.JSONEncoder(separators=(",", ":"))
@@ -166,10 +166,10 @@ class _Builder:
         images, annotations = self.folder / "images.part", self.folder / "annotations.part"
         found: set[str] = set()
         if self.not_finite:
-            words = f"{self.not_finite}; an annotation that needs one of them is left out"
+            words = f"{self.not_finite}; all of them are read as null"
             self.faults.add("warning", "not-finite", words, "keep")
         with images.open("wb") as image_lines, annotations.open("wb") as annotation_lines:
-            for name, number, record in stream_lists(self.source, not_finite_as_text=bool(self.not_finite)):
+            for name, number, record in stream_lists(self.source, not_finite_as_null=bool(self.not_finite)):
                 found.add(name)
                 if not isinstance(record, dict):
                     words = f"{name}[{number}] must be an object, got {type(record).__name__}"

@@ -23,8 +23,9 @@ from sas.order import DEFAULT_MIN_OVERLAP
 class MaskFolders(AnnotatedScenes):
     """Scenes of the folders directly in `path`, or of `path` itself if it is one such folder.
 
-    A folder that holds masks and no picture image.* is a scene whose picture is missing, if any other folder has one. Masks are cut at 127;
-    values between 0 and 255, as JPEG makes them, are told as a defect.
+    Beside folders with a picture image.*, one without is a scene whose picture is missing if it holds masks by their names: mask*, gt_*, or
+    a name that a mask of another folder has. One with other pictures only is no scene, which `file_defects` tells. Masks are cut at 127; values
+    between 0 and 255, as JPEG makes them, are told as a defect.
     """
 
     order_cure = 'to train, give each folder an order.json: [["front", "behind"], ...] by the names of its masks'
@@ -36,19 +37,34 @@ class MaskFolders(AnnotatedScenes):
             raise InputError(f"masks {path} must be a folder, found {there}; name the folder of the scenes")
         images, masks = _pictures(path)
         inside = [path] if images else sorted(one for one in path.iterdir() if one.is_dir() and one.name[0] != ".")
-        # Beside folders with a picture, one with masks alone has lost its own.
-        self.folders = [one for one in inside if any(_pictures(one))]
-        if not any(_pictures(one)[0] for one in self.folders):
-            without = path if masks else next(iter(self.folders), None)
+        found = {one: pictures for one in inside if any(pictures := _pictures(one))}
+        if not any(images for images, _ in found.values()):
+            without = path if masks else next(iter(found), None)
             got = "neither" if without is None else f"pictures without an image.* in {without}"
             raise InputError(
                 f"masks {path} must hold a picture image.* and its masks, or folders of them, got {got}; name another folder, "
                 "or call the pictures image.jpg or image.png"
             )
+        names = {mask.stem for images, masks in found.values() if images for mask in masks}
+        self.folders = [one for one, (images, masks) in found.items() if images or _masks_among(masks, names)]
+        self.ignored = [one for one in found if one not in self.folders]
         self.min_overlap = min_overlap
 
     def __len__(self) -> int:
         return len(self.folders)
+
+    def file_defects(self) -> list[Defect]:
+        """Folders with pictures that are no scenes."""
+        return [
+            Defect(
+                "warning",
+                "folder-ignored",
+                f"the folder {one.name} holds {_some(_pictures(one)[1])}, no picture image.* and nothing named like a mask of this set; "
+                "it is no scene",
+                "drop",
+            )
+            for one in self.ignored
+        ]
 
     def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
         folder = self.folders[index]
@@ -60,8 +76,7 @@ class MaskFolders(AnnotatedScenes):
             return RawScene(id, images[0], ()), [Defect("error", code, words, "refuse", image=id)]
 
         if not images:
-            some = ", ".join(mask.name for mask in masks[:3]) + (", ..." if len(masks) > 3 else "")
-            words = f"the folder holds {some} and no picture image.jpg, image.png or the like"
+            words = f"the folder holds {_some(masks)} and no picture image.jpg, image.png or the like"
             return RawScene(id, folder, ()), [Defect("error", "image-missing", words, "refuse", image=id)]
         if len(images) > 1:
             return refuse("image-twice", f"the folder holds {' and '.join(image.name for image in images)}")
@@ -88,6 +103,15 @@ def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:
         if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
     return [file for file in files if file.stem == "image"], [file for file in files if file.stem != "image"]
+
+
+def _masks_among(files: list[Path], names: set[str]) -> bool:
+    """Whether any of the files is named like a mask. names: stems of masks of the set."""
+    return any(file.stem in names or file.stem.lower().startswith(("mask", "gt_")) for file in files)
+
+
+def _some(files: list[Path]) -> str:
+    return ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
 
 
 def _order(folder: Path) -> list[tuple[str, str]] | None:

@@ -7,7 +7,6 @@ to its full extent, what the upper ones cover is hidden. Shapes of one label and
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections import Counter
 from io import BytesIO
@@ -192,7 +191,9 @@ def _labelme_mask(text: Any, width: int, height: int) -> np.ndarray:
             found = f"{picture.width}x{picture.height}"
             raise BadSegmentation("mask-size", f"the mask has {found} pixels, its box {width}x{height}")
         return np.asarray(picture.convert("L")) > 0
-    except (TypeError, binascii.Error, OSError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+    except BadSegmentation:
+        raise
+    except (TypeError, ValueError, OSError, SyntaxError, Image.DecompressionBombError, Warning) as error:
         raise BadSegmentation("mask-damaged", f"the mask must be a PNG in base64 ({error})") from error
 
 

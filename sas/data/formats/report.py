@@ -30,7 +30,7 @@ class Uses:
         self.whole += other.whole
         self.completion += other.completion
         self.against += other.against
-        self.rule = self.rule or other.rule
+        self.rule = other.rule or self.rule
 
     def __str__(self) -> str:
         """The counts on one line."""

@@ -35,10 +35,10 @@ class NotFinite(BadFile):
         self.words = words
 
 
-def stream_lists(path: Path, *, not_finite_as_text: bool = False) -> Iterator[tuple[str, int, Any]]:
+def stream_lists(path: Path, *, not_finite_as_null: bool = False) -> Iterator[tuple[str, int, Any]]:
     """Entries of the top-level lists of a JSON file as (list, number in it, entry), in one pass. BadFile where the file is damaged.
 
-    not_finite_as_text: NaN and Infinity are read as texts that say so; else the first one is an error, `NotFinite`.
+    not_finite_as_null: NaN and Infinity are read as null; else the first one is an error, `NotFinite`.
     """
     lists = {name: ijson.sendable_list() for name in LISTS}
     readers = {name: ijson.items_coro(lists[name], f"{name}.item", use_float=True) for name in LISTS}
@@ -48,7 +48,7 @@ def stream_lists(path: Path, *, not_finite_as_text: bool = False) -> Iterator[tu
     with path.open("rb") as file, bar:
         if file.read(len(BOM)) != BOM:
             file.seek(0)
-        pieces = _quoted(file) if not_finite_as_text else _chunks(file)
+        pieces = _with_null(file) if not_finite_as_null else _chunks(file)
         while True:
             start = file.tell()
             chunk = next(pieces, b"")
@@ -56,7 +56,7 @@ def stream_lists(path: Path, *, not_finite_as_text: bool = False) -> Iterator[tu
                 for reader in readers.values():
                     reader.send(chunk) if chunk else reader.close()
             except (ijson.JSONError, ValueError, ArithmeticError) as error:  # also numbers that no float can hold
-                if not_finite_as_text:  # so many bytes were added that places say nothing
+                if not_finite_as_null:  # bytes were put in and left out, so that places say nothing
                     raise BadFile(
                         f"annotations {path} are not valid JSON ({_reason(error)}); write the file again"
                     ) from error
@@ -80,8 +80,8 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def _quoted(file: BinaryIO) -> Iterator[bytes]:
-    """The rest of a file with NaN and Infinity put between quotes, but for those inside of texts."""
+def _with_null(file: BinaryIO) -> Iterator[bytes]:
+    """The rest of a file with null in place of NaN and Infinity, but for those inside of texts."""
     rest = b""
     for piece in chain(_chunks(file), [b""]):
         data = rest + piece
@@ -93,7 +93,7 @@ def _quoted(file: BinaryIO) -> Iterator[bytes]:
             cut = text and match.end() == len(data) and bool(piece)
             if cut:  # the text may go on in the next piece
                 break
-            done += [data[at : match.start()], match.group() if text else b'"%b"' % match.group()]
+            done += [data[at : match.start()], match.group() if text else b"null"]
             at = match.end()
         if not cut:
             keep = len(b"-Infinity") if piece else 0  # a word may go on, too
