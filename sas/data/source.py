@@ -6,7 +6,6 @@ import atexit
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import resource_tracker
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.synchronize import Event
 from typing import Any, Protocol
 
@@ -197,6 +197,10 @@ def read_ahead(
                 late.start()
                 batches._shutdown_workers()  # there is no public way that does not wait for the garbage collector
                 late.cancel()
+                for process in batches._workers:  # one that hung before it could watch for the end
+                    if process.is_alive():
+                        process.kill()
+                        process.join()
     else:
         with ThreadPoolExecutor(1) as pool:
             yield _one_ahead(pool, source, places)
@@ -222,7 +226,7 @@ class _Batches(Dataset[SceneBatch | _Failed]):
         except Exception as error:
             where = traceback.format_exc()
             try:
-                pickle.loads(pickle.dumps(error))
+                ForkingPickler.loads(ForkingPickler.dumps(error))
             except Exception:  # some errors cannot travel
                 error = RuntimeError(f"{type(error).__name__}: {error}")
             return _Failed(error, where)
