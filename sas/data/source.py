@@ -169,9 +169,9 @@ def read_ahead(
         yield (source.batch(*place) for place in places)
     elif isinstance(source, SceneLoader):
         batches: Any = None
-        leave = multiprocessing.get_context(start_method).Event()
         try:
             with _beginning_processes():
+                leave = multiprocessing.get_context(start_method).Event()
                 loader = DataLoader(
                     _Batches(source),
                     sampler=places,  # type: ignore[arg-type]
