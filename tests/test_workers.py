@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -333,6 +334,21 @@ def test_leaving_ends_processes_that_hang_in_a_read(scenes: list[Scene], tmp_pat
         next(batches)
         began = time.monotonic()
     assert not active_children() and time.monotonic() - began < 60, "and not after ten minutes"
+
+
+def test_leaving_ends_the_others_of_one_that_died(scenes: list[Scene], tmp_path: Path) -> None:
+    """Whatever the killed one held then: it slept in its watch, and the other hangs in a read."""
+    write_project(tmp_path / "set", scenes[:1], min_overlap=0.01)
+    hanging = loader(Hanging(str(tmp_path / "set")), shuffle=False, batch_size=1)
+    with read_ahead(hanging, steps(0, 8, range(1)), workers=3, start_method="fork") as batches:
+        next(batches)
+        time.sleep(0.5)
+        os.kill(active_children()[0].pid or 0, signal.SIGKILL)
+        began = time.monotonic()
+    assert not active_children() and time.monotonic() - began < 60
+    assert all(one.daemon for one in threading.enumerate() if one is not threading.main_thread()), (
+        "none keeps the program from ending"
+    )
 
 
 class Failing(LazyScenes):

@@ -15,14 +15,14 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from multiprocessing.reduction import ForkingPickler
-from multiprocessing.synchronize import Event
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from sas.data.augment import Augmentation, augment
 from sas.data.entries import Reopened
@@ -171,7 +171,7 @@ def read_ahead(
         batches: Any = None
         try:
             with _beginning_processes():
-                leave = multiprocessing.get_context(start_method).Event()
+                leave, end = multiprocessing.Pipe(duplex=False)
                 loader = DataLoader(
                     _Batches(source),
                     sampler=places,  # type: ignore[arg-type]
@@ -183,24 +183,11 @@ def read_ahead(
                     generator=torch.Generator(),  # else it draws from everybody's
                 )
                 batches = iter(loader)
-            yield (_told(batch) for batch in batches)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise RuntimeError(
-                f"a process that reads scenes died ({error}); if nothing above says why, memory or shared memory (/dev/shm) ran out: "
-                "lower data.workers, give the container more of it, or set data.workers to 0"
-            ) from error
+                _watch_by_asking(batches)
+            yield _told(batches)
         finally:
             if batches is not None:
-                late = threading.Timer(PATIENCE, leave.set)
-                late.start()
-                batches._shutdown_workers()  # there is no public way that does not wait for the garbage collector
-                late.cancel()
-                for process in batches._workers:  # one that hung before it could watch for the end
-                    if process.is_alive():
-                        process.kill()
-                        process.join()
+                _end(batches, end)
     else:
         with ThreadPoolExecutor(1) as pool:
             yield _one_ahead(pool, source, places)
@@ -232,27 +219,63 @@ class _Batches(Dataset[SceneBatch | _Failed]):
             return _Failed(error, where)
 
 
-def _told(batch: SceneBatch | _Failed) -> SceneBatch:
-    if isinstance(batch, _Failed):
-        raise batch.error from RuntimeError(f"in a process that reads scenes:\n{batch.where}")
-    return batch
+def _told(batches: Iterator[SceneBatch | _Failed]) -> Iterator[SceneBatch]:
+    """The batches of a data loader; what went wrong in a process, and what became of a process, as errors with their cure."""
+    while True:
+        try:
+            batch = next(batches, None)
+        except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch whose sender is gone
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+                raise
+            raise RuntimeError(
+                f"a process that reads scenes died ({str(error) or type(error).__name__}); if nothing above says why, memory or shared memory "
+                "(/dev/shm) ran out: lower data.workers, give the container more of it, or set data.workers to 0"
+            ) from error
+        if batch is None:
+            return
+        if isinstance(batch, _Failed):
+            raise batch.error from RuntimeError(f"in a process that reads scenes:\n{batch.where}")
+        yield batch
 
 
-def _begin_worker(leave: Event, level: int, worker: int) -> None:
+def _watch_by_asking(batches: Any) -> None:
+    """A process that died is found while its batch is waited for. PyTorch would also raise from the handler of a signal, that is on any
+    line of ours, the one that ends the processes included."""
+    signal_handling._remove_worker_pids(id(batches))
+    batches._worker_pids_set = False
+
+
+def _end(batches: Any, end: connection.Connection) -> None:
+    """End the processes: by PyTorch's way, which lets them finish a batch; then by their own; then by force.
+
+    PyTorch's way has a thread of its own, for it may wait forever for a lock that a killed process took with it. There is no public way.
+    """
+    asked = threading.Thread(target=batches._shutdown_workers, daemon=True)
+    asked.start()
+    asked.join(PATIENCE)
+    end.send_bytes(b"end")
+    asked.join(PATIENCE)
+    for process in batches._workers:
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+def _begin_worker(leave: connection.Connection, level: int, worker: int) -> None:
     """The first thing a process does: the first of them says what all would say, and each ends when it should.
 
-    That is when `leave` is set, and when the process that began it is gone, however it went; PyTorch's own watch misses one that went
-    early. It ends without taking the interpreter apart: a thread that is sending a batch meanwhile would abort the process.
+    That is when `leave` has something to read, and when the process that began it is gone, however it went; PyTorch's own watch misses
+    one that went early. A pipe has no lock that a killed process could keep. It ends without taking the interpreter apart: a thread that
+    is sending a batch meanwhile would abort the process.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("sas").setLevel(level if worker == 0 else logging.ERROR)
     atexit.register(os._exit, 0)
     parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def wait() -> None:
-        while not leave.wait(timeout=1):
-            if parent is not None and not parent.is_alive():
-                os._exit(1)
+        connection.wait([leave, parent.sentinel])
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
