@@ -421,7 +421,8 @@ def _sample(options: Sample) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}; pass a positive number")
-    from sas.io import InputError, find_images
+    from sas.io import InputError
+    from sas.pictures import find_images
     from sas.sampling import sample_files
 
     files: list[Path] = []

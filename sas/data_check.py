@@ -32,8 +32,9 @@ from sas.data.formats.segmentation import BadSegmentation, decode
 from sas.data.formats.sheet import Sheet
 from sas.data.formats.writers import write_modal
 from sas.data.instances import WholeRule
-from sas.io import InputError, atomic_folder, read_image, read_mask, write_json
+from sas.io import InputError, atomic_folder, write_json
 from sas.masks import area
+from sas.pictures import read_image, read_mask
 from sas.scene import Scene
 
 logger = logging.getLogger(__name__)

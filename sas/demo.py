@@ -12,8 +12,9 @@ from PIL import Image
 from sas.data.atlas import Atlas
 from sas.data.backgrounds import render_backgrounds
 from sas.data.composer import Composer, SceneStyle
-from sas.io import atomic_folder, find_images, read_image
+from sas.io import atomic_folder
 from sas.metrics import layer_ious
+from sas.pictures import find_images, read_image
 from sas.pipeline import SASPipeline
 from sas.scene import Scene
 from sas.visualize import image_grid

@@ -28,8 +28,9 @@ from sas.config import Config, ConfigError, DataSettings, config_from_dict
 from sas.data.composer import Composer
 from sas.data.folders import ProjectFolder, open_scenes
 from sas.factory import build_composer, open_data
-from sas.io import InputError, atomic_write_bytes, sha256_pixels
+from sas.io import InputError, atomic_write_bytes
 from sas.order import DEFAULT_MIN_OVERLAP
+from sas.pictures import sha256_pixels
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 from sas.scene import Scene, collate

@@ -21,10 +21,11 @@ from sas.data.solids import FAMILIES
 from sas.data.source import SceneLoader, SceneSource
 from sas.data.split import Part, cutout_part, part_of, split_hash
 from sas.diffusion import DiffusionObjective, MaskCodec
-from sas.io import InputError, find_images
+from sas.io import InputError
 from sas.items import Corruption
 from sas.models import ConcatUNet, SplitDenoiser
 from sas.order import DEFAULT_MIN_OVERLAP
+from sas.pictures import find_images
 from sas.pipeline import SASPipeline
 from sas.scene import Scene
 from sas.seeding import derive_seed

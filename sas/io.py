@@ -1,22 +1,17 @@
-"""The border between files and arrays: pictures, masks, RLE, JSON, and writes that happen whole or not at all.
+"""What is kept in files beside pictures: JSON, masks as run-length codes, and writes that happen whole or not at all.
 
-What comes in is checked here and refused with an `InputError`; no value range, layout or orientation is guessed. What
-goes out appears under its name only when it is complete.
+What comes in is checked here and refused with an `InputError`. What goes out appears under its name only when it is
+complete.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 import json
 import logging
 import os
 import secrets
 import shutil
-import stat
-import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral
@@ -24,375 +19,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# Pillow opens the two-picture JPEGs of phones (MPO) through "JPEG" too; "MPO" itself is no name that `open` knows.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-
-# EXIF orientation -> what sets the picture upright (Exif 2.32, tag 0x0112).
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class InputError(ValueError):
     """Input that cannot be used; the message is one line, "what is wrong; cure"."""
 
 
-# ---------------------------------------------------------------------- pictures
-
-
-def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> list[Path]:
-    """Picture files named by the inputs, in order.
-
-    A folder stands for the files directly in it (at all levels if `recursive`) with an ending of IMAGE_SUFFIXES in any
-    case, sorted by their path inside it; all else in it is passed over. A file named directly is always kept, whatever
-    its ending and whether or not it exists: reading it says what is wrong. InputError for a folder without pictures.
-    """
-    if isinstance(inputs, str | Path):
-        raise InputError(f"inputs must be a list of paths, got the single path {inputs}; pass [{str(inputs)!r}]")
-    found: list[Path] = []
-    for item in inputs:
-        path = Path(item)
-        if not os.path.isdir(path):  # unlike Path.is_dir false, not an error, for a name that is too long or forbidden
-            found.append(path)
-            continue
-        try:
-            entries = sorted(path.rglob("*") if recursive else path.iterdir(), key=lambda entry: entry.parts)
-            pictures = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
-        except OSError as error:
-            raise InputError(f"folder {path} cannot be listed ({_reason(error)}); change its permissions") from error
-        if not pictures:
-            deeper = "" if recursive else ", or search the folders below it too with recursive=True (--recursive)"
-            raise InputError(
-                f"folder {path} holds no image file ({' '.join(IMAGE_SUFFIXES)}); name another folder{deeper}"
-            )
-        found += pictures
-    return found
-
-
-def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, name: str = "image") -> np.ndarray:
-    """Any supported image as a new, writable, contiguous uint8 array (H, W, 3), RGB.
-
-    Files (PNG, JPEG, WebP, BMP, TIFF; the first frame of several) and PIL images: EXIF orientation applied, alpha
-    composited on white, grey, palette and CMYK converted, 16-bit values rescaled by 65535. Float pictures (mode F) must
-    lie in [0, 1] or in [0, 255]; one that exceeds 1 nowhere is read as [0, 1].
-    NumPy: uint8, uint16 or float in [0, 1], of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-    torch: uint8 or float in [0, 1], channels first as usual there: (1, H, W), (3, H, W) or (4, H, W).
-
-    Everything else is an InputError that begins with `name` and ends with the cure.
-    """
-    if isinstance(source, str | Path):
-        path = Path(source)
-        return _rgb(_open_picture(path, f"{name} {path}"), f"{name} {path}")
-    if isinstance(source, Image.Image):
-        return _rgb(_upright(source, name), name)
-    if isinstance(source, torch.Tensor):
-        return _from_tensor(source, name)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, name)
-    raise InputError(
-        f"{name} must be a path, PIL image, NumPy array or torch tensor, got {type(source).__name__}; "
-        "convert it to one of these"
-    )
-
-
-def _open_picture(path: Path, name: str) -> Image.Image:
-    """Picture of a file, fully decoded and upright, in the mode of the file."""
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{name} is a folder, not a file; name the pictures in it")
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{name} is a device or pipe, not a file; save the picture to a file first")
-        if status.st_size == 0:
-            raise InputError(f"{name} is empty (0 bytes); get the file again")
-        content = path.open("rb")
-    except FileNotFoundError as error:
-        raise InputError(f"{name} does not exist; check the path") from error
-    except PermissionError as error:
-        raise InputError(f"{name} may not be read (permission denied); change its permissions") from error
-    except OSError as error:
-        raise InputError(f"{name} cannot be opened ({_reason(error)}); check the path") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} is no valid path ({_reason(error)}); check the path") from error
-
-    with content, _caught_warnings() as caught:
-        try:
-            # No `with` around the picture: closing it would drop pixels that `_upright` may hand on uncopied.
-            opened = Image.open(content, formats=FORMATS)
-            if Image.MAX_IMAGE_PIXELS is not None and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(
-                    f"Image size ({opened.width * opened.height} pixels) exceeds limit of {Image.MAX_IMAGE_PIXELS} pixels"
-                )
-            picture = _upright(opened, name)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            size = _reason(error).partition(", could")[0]
-            raise InputError(f"{name} is too large: {size}; scale the picture down first") from error
-        except UnidentifiedImageError as error:
-            raise InputError(
-                f"{name} is not a PNG, JPEG, WebP, BMP or TIFF image, or its header is damaged; "
-                "convert it to PNG or JPEG"
-            ) from error
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:
-            raise _damaged(name, error) from error
-    for warning in caught:
-        logger.warning("%s: %s", name, _reason(warning.message))
-    return picture
-
-
-@contextmanager
-def _caught_warnings() -> Iterator[list[warnings.WarningMessage]]:
-    """Warnings of the block. Python keeps its filters for all threads at once, so only the main thread may set them aside."""
-    if threading.current_thread() is not threading.main_thread():
-        yield []
-        return
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield caught
-
-
-def _damaged(name: str, error: Exception) -> InputError:
-    # Not by type of exception: the decoders raise nearly every one when the bytes are hostile.
-    return InputError(f"{name} cannot be decoded, it is damaged or cut off ({_reason(error)}); get the file again")
-
-
-def _upright(picture: Image.Image, name: str) -> Image.Image:
-    """The picture fully decoded, with its EXIF orientation applied."""
-    try:
-        picture.load()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _damaged(name, error) from error
-    if 0 in picture.size:
-        raise InputError(f"{name} must have at least one pixel, got {picture.width}x{picture.height}; pass a picture")
-    try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:
-        logger.warning("%s: EXIF data cannot be read (%s), orientation taken as upright", name, _reason(error))
-        return picture
-    # Not ImageOps.exif_transpose: it writes all EXIF data anew and fails on pictures whose other tags are odd.
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
-
-
-def _rgb(picture: Image.Image, name: str) -> np.ndarray:
-    """uint8 (H, W, 3) of a decoded picture of any mode."""
-    if picture.mode.startswith("I"):
-        return _grey(_sixteen_bit(picture, name))
-    if picture.mode == "F":
-        values = np.asarray(picture)
-        scale = 255 if values.size and values.max() > 1 else 1
-        return _grey(_to_bytes(_bounded(values, name, top=scale, rule="[0, 1] or [0, 255]") / np.float32(scale)))
-    if picture.has_transparency_data:
-        rgba = _converted(picture, "RGBA", name)
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(_converted(picture, "RGB", name))
-
-
-def _converted(picture: Image.Image, mode: str, name: str) -> Image.Image:
-    try:
-        if picture.mode == "La":  # Pillow leads from premultiplied grey to nothing but grey with alpha
-            picture = picture.convert("LA")
-        return picture.convert(mode)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(
-            f"{name} has mode {picture.mode}, which cannot become {mode} ({_reason(error)}); save it as RGB"
-        ) from error
-
-
-def _sixteen_bit(picture: Image.Image, name: str) -> np.ndarray:
-    """uint8 (H, W) of an integer picture by the 16-bit range; its transparent value is white."""
-    values = np.asarray(picture)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise InputError(f"{name} must hold 16-bit values 0..65535, got {low}..{high}; rescale it first")
-    grey = _from_sixteen(values)
-    transparent = picture.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return grey
-
-
-def _from_tensor(tensor: torch.Tensor, name: str) -> np.ndarray:
-    if tensor.ndim == 4:
-        raise InputError(
-            f"{name} must be one image (3, H, W), got a batch of shape {tuple(tensor.shape)}; "
-            "pass a list, for example list(batch)"
-        )
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
-        cure = "give it the shape (3, H, W)"
-        if tensor.ndim == 3 and tensor.shape[-1] in (1, 3, 4):
-            cure = "it looks like (H, W, C): permute it with .permute(2, 0, 1)"
-        elif tensor.ndim == 2:
-            cure = "a grey image gets its channel with x[None]"
-        raise InputError(
-            f"{name} as a tensor must have shape (C, H, W) with 1, 3 or 4 channels, got {tuple(tensor.shape)}; {cure}"
-        )
-    if tensor.dtype != torch.uint8 and not tensor.dtype.is_floating_point:
-        raise InputError(
-            f"{name} must be uint8 or float in [0, 1], got {tensor.dtype}; convert it, for example "
-            + ("x.to(torch.uint8) * 255" if tensor.dtype == torch.bool else "x.to(torch.uint8) if it holds 0..255")
-        )
-    values = tensor.detach().cpu()
-    values = values if values.dtype in (torch.uint8, torch.float64) else values.float()  # NumPy has no bfloat16
-    return _from_array(values.permute(1, 2, 0).numpy(), name)
-
-
-def _from_array(array: np.ndarray, name: str) -> np.ndarray:
-    array = np.asarray(array)
-    if array.ndim == 4:
-        raise InputError(
-            f"{name} must be one image (H, W, 3), got a batch of shape {array.shape}; "
-            "pass a list, for example list(batch)"
-        )
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
-        looks = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        chw = "it looks like (C, H, W): transpose it with .transpose(1, 2, 0)"
-        cure = chw if looks else "give it the shape (H, W, 3)"
-        raise InputError(
-            f"{name} as an array must be laid out (H, W, C) with 1, 3 or 4 channels, got shape {array.shape}; {cure}"
-        )
-    if array.size == 0:
-        raise InputError(f"{name} must have at least one pixel, got shape {array.shape}; pass a picture")
-    if array.dtype == np.uint8:
-        values = array
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
-        values = _from_sixteen(array)
-    elif array.dtype.kind == "f":
-        values = _to_bytes(_bounded(array, name))
-    else:
-        cure = "x.astype('uint8') * 255" if array.dtype == np.bool_ else "x.astype('uint8') if it holds 0..255"
-        raise InputError(
-            f"{name} must be uint8, uint16 or float in [0, 1], got {array.dtype}; convert it, for example {cure}"
-        )
-    if values.shape[-1] == 1:
-        return _grey(values[..., 0])
-    if values.shape[-1] == 4:
-        return _rgb(Image.fromarray(np.ascontiguousarray(values)), name)
-    return np.array(values, order="C")
-
-
-def _bounded(values: np.ndarray, name: str, *, top: int = 1, rule: str = "[0, 1]") -> np.ndarray:
-    """The values as float32 or float64, all finite and in [0, top]."""
-    if not np.isfinite(values).all():
-        raise InputError(f"{name} must hold finite numbers, got NaN or infinity; replace them first, for example by 0")
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > top:
-        raise InputError(
-            f"{name} as floats must lie in {rule}, got {low}..{high}; rescale it, for example x / 255 or (x + 1) / 2, "
-            "or clip it"
-        )
-    return values if values.itemsize >= 4 else values.astype(np.float32)
-
-
-def _to_bytes(unit: np.ndarray) -> np.ndarray:
-    return (unit * 255).round().astype(np.uint8)
-
-
-def _from_sixteen(values: np.ndarray) -> np.ndarray:
-    # 65535 = 255 * 257, and 257 is odd: adding 128 before the division rounds exactly.
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _grey(values: np.ndarray) -> np.ndarray:
-    return np.repeat(values[..., None], 3, axis=-1)
-
-
-def _reason(error: object) -> str:
+def reason(error: object) -> str:
     """What an exception or warning says, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
-def sha256_pixels(image: np.ndarray) -> str:
-    """Name of an image by its decoded pixels and size, whatever file it came from: hex SHA-256 of uint8 (H, W, 3)."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise InputError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}; read it with read_image")
-    digest = hashlib.sha256(f"{image.shape[0]}x{image.shape[1]}:".encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
+# ---------------------------------------------------------------------- masks as run-length codes
 
 
-# ---------------------------------------------------------------------- masks
-
-
-def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, threshold: int = 127) -> np.ndarray:
-    """Mask picture as bool (H, W): grey value (0..255) > threshold. `size` = (H, W) is checked if given.
-
-    Colours count by their luma, 16-bit values by their upper half; alpha is left out of account. Masks that store 1 for
-    "inside" need `threshold=0`.
-    """
-    if not 0 <= threshold <= 254:
-        raise InputError(f"threshold must lie in 0..254, got {threshold}; 127 suits masks of 0 and 255")
-    name = f"mask {path}"
-    picture = _open_picture(Path(path), name)
-    if picture.mode.startswith("I"):
-        grey = _sixteen_bit(picture, name)
-    elif picture.mode == "F":
-        grey = _rgb(picture, name)[..., 0]
-    else:
-        picture.info.pop("transparency", None)  # Pillow warns where a palette loses it
-        plain = picture if picture.mode in ("1", "L", "LA", "RGB") else _converted(picture, "RGB", name)
-        grey = np.asarray(plain.convert("L"))
-    if size is not None and grey.shape != tuple(size):
-        raise InputError(
-            f"{name} must have the size of its image, {size[0]}x{size[1]} (HxW), got {grey.shape[0]}x{grey.shape[1]}; "
-            "export it again at that size"
-        )
-    return grey > threshold
-
-
-def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """bool (H, W) as an 8-bit one-channel PNG of 0 and 255."""
-    _write_png(path, _checked_mask(mask).astype(np.uint8) * np.uint8(255))
-
-
-def write_unit_map(path: str | Path, values: np.ndarray) -> None:
-    """float (H, W) in [0, 1] as an 8-bit one-channel PNG, round(255 v)."""
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2 or values.size == 0:
-        raise InputError(f"values must be a float array (H, W), got {_kind(values)}; pass one map at a time")
-    _write_png(path, _to_bytes(_bounded(values, "values")))
-
-
-def _write_png(path: str | Path, values: np.ndarray) -> None:
-    encoded = io.BytesIO()
-    Image.fromarray(values).save(encoded, format="PNG")
-    _write_file(path, encoded.getvalue(), sync=False)
-
-
-def _checked_mask(mask: np.ndarray) -> np.ndarray:
+def checked_mask(mask: np.ndarray) -> np.ndarray:
+    """The mask itself; InputError unless it is bool (H, W) with at least one pixel."""
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
-        raise InputError(f"mask must be a bool array (H, W), got {_kind(mask)}; threshold it first, one mask at a time")
+        raise InputError(f"mask must be a bool array (H, W), got {kind(mask)}; threshold it first, one mask at a time")
     return mask
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """What a value is, for the words of an error: dtype and shape of an array, the type of all else."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def rle_encode(mask: np.ndarray) -> dict[str, Any]:
     """bool (H, W) as compressed COCO RLE, {"size": [H, W], "counts": ASCII text}."""
-    rle = coco_mask.encode(np.asfortranarray(_checked_mask(mask).astype(np.uint8)))
+    rle = coco_mask.encode(np.asfortranarray(checked_mask(mask).astype(np.uint8)))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
@@ -465,9 +125,9 @@ def write_json(path: str | Path, value: Any) -> None:
         data = f"{text}\n".encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"cannot write {path}: the value is no JSON ({_reason(error)}); use finite numbers, text, lists and dicts"
+            f"cannot write {path}: the value is no JSON ({reason(error)}); use finite numbers, text, lists and dicts"
         ) from error
-    _write_file(path, data, sync=False)
+    write_file(path, data, sync=False)
 
 
 def read_json(path: str | Path) -> Any:
@@ -487,7 +147,7 @@ def read_json(path: str | Path) -> Any:
             f"{path} is not UTF-8 at line {line} column {column} ({error.reason}); save it as UTF-8"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({_reason(error)}); check the file") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}); check the file") from error
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
@@ -496,11 +156,12 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     Missing folders are made; a symbolic link is followed. InputError "cannot write PATH: reason; cure" for what the
     system refuses, with the OSError as its cause; the old file is then untouched.
     """
-    _write_file(path, data, sync=True)
+    write_file(path, data, sync=True)
 
 
-def _write_file(path: str | Path, data: bytes, *, sync: bool) -> None:
-    """`sync=False` is as whole for readers and for a killed process, and leaves durability to `atomic_folder`."""
+def write_file(path: str | Path, data: bytes, *, sync: bool) -> None:
+    """`atomic_write_bytes`; `sync=False` is as whole for readers and for a killed process, and leaves durability to
+    `atomic_folder`."""
     place = Path(os.path.realpath(path))
     temporary = _beside(place, "tmp")
     try:
@@ -620,4 +281,4 @@ def _cannot_write(path: str | Path, error: OSError) -> InputError:
         cure = "a part of the path is a file: choose another path"
     else:
         cure = "choose another path"
-    return InputError(f"cannot write {path}: {_reason(error)}; {cure}")
+    return InputError(f"cannot write {path}: {reason(error)}; {cure}")

@@ -22,9 +22,10 @@ from safetensors import safe_open
 from sas.checkpoint import CheckpointError, refuse_pickle, verify_manifest, write_manifest
 from sas.diffusion import MaskCodec, Sampler, in_range
 from sas.geometry import Geometry
-from sas.io import InputError, atomic_folder, read_image, read_json, rle_encode, sha256_pixels
+from sas.io import InputError, atomic_folder, read_json, rle_encode
 from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
 from sas.models.seam import Features
+from sas.pictures import read_image, sha256_pixels
 from sas.refine import refine as refine_masks
 from sas.refine import require as require_refine
 from sas.result import EnsembleSettings, LayeredResult, ModelInfo, Stop, make_preview

@@ -123,7 +123,7 @@ def _check_inputs(
 ) -> dict[str, int]:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"image must be a uint8 array (H, W, 3), got {got}: read it with sas.io.read_image")
+        raise ValueError(f"image must be a uint8 array (H, W, 3), got {got}: read it with sas.pictures.read_image")
     size = check_shape(image, "h w 3", name="image")
     if not isinstance(probabilities, np.ndarray) or probabilities.dtype.kind not in "bf":
         got = probabilities.dtype if isinstance(probabilities, np.ndarray) else type(probabilities).__name__

@@ -30,8 +30,9 @@ from scipy import ndimage
 from sas import masks as mask_ops
 from sas import visualize
 from sas.geometry import Geometry
-from sas.io import InputError, atomic_folder, read_json, rle_decode, rle_encode, write_json, write_mask, write_unit_map
+from sas.io import InputError, atomic_folder, read_json, rle_decode, rle_encode, write_json
 from sas.order import DEFAULT_MIN_OVERLAP, edges_from_order, order_from_layers
+from sas.pictures import write_mask, write_unit_map
 
 logger = logging.getLogger(__name__)
 
@@ -633,7 +634,7 @@ def make_preview(image: np.ndarray) -> np.ndarray:
         or not image.size
     ):
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"image must be uint8 of shape (H, W, 3), got {got}: read it with sas.io.read_image")
+        raise ValueError(f"image must be uint8 of shape (H, W, 3), got {got}: read it with sas.pictures.read_image")
     height, width = preview_size(*image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image.copy()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sas.io import InputError, read_image
+from sas.io import InputError
+from sas.pictures import read_image
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 

@@ -14,7 +14,8 @@ from PIL import Image
 from sas.data.formats.assemble import AnnotatedScenes, assemble, infer_order
 from sas.data.formats.raw import Defect, RawObject, RawScene
 from sas.data.formats.segmentation import BadSegmentation, decode
-from sas.io import InputError, rle_encode, write_mask
+from sas.io import InputError, rle_encode
+from sas.pictures import write_mask
 
 HEIGHT, WIDTH = 20, 30
 LEFT = box(HEIGHT, WIDTH, 2, 2, 12, 14)

@@ -24,7 +24,8 @@ from sas.data.formats.mask_folder import MaskFolders
 from sas.data.formats.raw import Defect, RawObject, RawScene
 from sas.data.formats.report import Report, line
 from sas.data_check import check, mend, run_check
-from sas.io import InputError, rle_encode, write_mask
+from sas.io import InputError, rle_encode
+from sas.pictures import write_mask
 from sas.scene import Scene
 
 HEIGHT, WIDTH = 24, 32

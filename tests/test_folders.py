@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes, write_project, write_sas_folders
-from sas.io import InputError, read_mask
+from sas.io import InputError
+from sas.pictures import read_mask
 from sas.scene import Scene
 
 

@@ -23,22 +23,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sas.io import (
-    IMAGE_SUFFIXES,
-    InputError,
-    atomic_folder,
-    atomic_write_bytes,
-    find_images,
-    read_image,
-    read_json,
-    read_mask,
-    rle_decode,
-    rle_encode,
-    sha256_pixels,
-    write_json,
-    write_mask,
-    write_unit_map,
-)
+from sas.io import InputError, atomic_folder, atomic_write_bytes, read_json, rle_decode, rle_encode, write_json
+from sas.pictures import IMAGE_SUFFIXES, find_images, read_image, read_mask, sha256_pixels, write_mask, write_unit_map
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 NOBODY = 65534
@@ -218,7 +204,7 @@ def test_unknown_orientations_leave_the_picture_alone(tmp_path, orientation):
 
 def test_broken_exif_does_not_cost_the_picture(tmp_path, caplog):
     Image.fromarray(quarters()).save(tmp_path / "a.png", exif=b"Exif\0\0no TIFF header here")
-    with caplog.at_level(logging.WARNING, logger="sas.io"):
+    with caplog.at_level(logging.WARNING, logger="sas.pictures"):
         image = read_image(tmp_path / "a.png")
     assert corners(image) == [RED, GREEN, BLUE, YELLOW]
     assert "EXIF" in caplog.text and "a.png" in caplog.text
@@ -813,7 +799,7 @@ import resource, sys
 from pathlib import Path
 from sas.io import InputError, atomic_folder, atomic_write_bytes
 import numpy as np
-from sas.io import write_unit_map
+from sas.pictures import write_unit_map
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 base = Path(sys.argv[1])
 def bytes_(): atomic_write_bytes(base / "file", b"x" * 10_000)

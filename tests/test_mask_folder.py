@@ -11,7 +11,8 @@ from conftest import box
 from PIL import Image
 
 from sas.data.formats.mask_folder import MaskFolders
-from sas.io import InputError, write_mask
+from sas.io import InputError
+from sas.pictures import write_mask
 
 H, W = 12, 18
 BACK, FRONT = box(H, W, 1, 1, 7, 9), box(H, W, 4, 5, 11, 17)

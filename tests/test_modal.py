@@ -28,8 +28,9 @@ from sas.data.source import SceneLoader
 from sas.data.split import part_of
 from sas.diffusion import DiffusionObjective, MaskCodec
 from sas.factory import build_model, build_objective
-from sas.io import InputError, read_image
+from sas.io import InputError
 from sas.items import layer_items
+from sas.pictures import read_image
 from sas.pipeline import SASPipeline
 from sas.scene import Scene, SceneBatch, collate
 from sas.seeding import Keys

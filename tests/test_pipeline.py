@@ -18,10 +18,11 @@ from torch import nn
 
 from sas.checkpoint import write_manifest
 from sas.geometry import Geometry
-from sas.io import InputError, sha256_pixels
+from sas.io import InputError
 from sas.layerloop import LoopState
 from sas.masks import cumulative
 from sas.models import ConcatUNet
+from sas.pictures import sha256_pixels
 from sas.pipeline import SASPipeline, find_weights
 from sas.result import LayeredResult
 from sas.scene import Scene

@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from sas.geometry import Geometry
-from sas.io import read_image, rle_decode
+from sas.io import rle_decode
 from sas.masks import union, visible
+from sas.pictures import read_image
 from sas.scene import Scene, SceneBatch, collate
 
 COMMON = settings(max_examples=60, deadline=None)

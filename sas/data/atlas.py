@@ -12,8 +12,9 @@ from einops import rearrange
 from PIL import Image, ImageOps
 
 from sas.data.solids import FAMILIES, render_solids
-from sas.io import InputError, find_images, read_mask
+from sas.io import InputError
 from sas.masks import check_shape
+from sas.pictures import find_images, read_mask
 from sas.seeding import derive_seed
 
 

@@ -11,7 +11,8 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from sas.io import InputError, find_images, read_image
+from sas.io import InputError
+from sas.pictures import find_images, read_image
 from sas.seeding import derive_seed
 
 Rng = np.random.Generator

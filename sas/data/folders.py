@@ -24,7 +24,8 @@ from PIL import Image
 
 from sas.data.entries import LazyScenes, new_id, scene_entry, scene_from_entry
 from sas.data.shards import Shards
-from sas.io import InputError, atomic_folder, read_image, read_json, read_mask, write_json, write_mask
+from sas.io import InputError, atomic_folder, read_json, write_json
+from sas.pictures import read_image, read_mask, write_mask
 from sas.scene import Scene
 
 logger = logging.getLogger(__name__)

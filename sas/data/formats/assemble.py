@@ -21,9 +21,10 @@ from sas.data.entries import Reopened
 from sas.data.formats.codes import LOST_WITH_A_WARNING
 from sas.data.formats.raw import Action, Defect, RawObject, RawScene, Severity
 from sas.data.formats.segmentation import BadSegmentation, Note, decode
-from sas.io import InputError, read_image
+from sas.io import InputError
 from sas.masks import overlap_areas
 from sas.order import DEFAULT_MIN_OVERLAP
+from sas.pictures import read_image
 from sas.scene import Scene
 
 _Masks = tuple[np.ndarray, np.ndarray | None]

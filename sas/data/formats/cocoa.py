@@ -20,8 +20,9 @@ from sas.data.formats.hints import looks_like
 from sas.data.formats.index import AnnotationIndex, listed
 from sas.data.formats.raw import Defect, RawObject, RawScene
 from sas.data.formats.shapes import number, stated_size
-from sas.io import IMAGE_SUFFIXES, InputError, read_json
+from sas.io import InputError, read_json
 from sas.order import DEFAULT_MIN_OVERLAP
+from sas.pictures import IMAGE_SUFFIXES
 from sas.scene import Scene
 
 Regions = Literal["all", "things", "stuff"]

@@ -16,8 +16,9 @@ from typing import Any
 
 from sas.data.formats.assemble import AnnotatedScenes
 from sas.data.formats.raw import Defect, RawObject, RawScene
-from sas.io import IMAGE_SUFFIXES, InputError, read_json
+from sas.io import InputError, read_json
 from sas.order import DEFAULT_MIN_OVERLAP
+from sas.pictures import IMAGE_SUFFIXES
 
 
 class MaskFolders(AnnotatedScenes):

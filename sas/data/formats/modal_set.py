@@ -42,8 +42,9 @@ from sas.data.formats.segmentation import BadSegmentation, Note, decode
 from sas.data.formats.shapes import number, picture_size
 from sas.data.instances import Instance, Picture, Regions, WholeRule, bounds, counted
 from sas.data.split import Part, part_of
-from sas.io import InputError, read_image
+from sas.io import InputError
 from sas.masks import union
+from sas.pictures import read_image
 from sas.scene import Scene
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from pycocotools import mask as coco_mask
 
 from sas.data.formats.codes import LOST_WITH_A_WARNING
 from sas.data.formats.raw import Action, Severity
-from sas.io import InputError, read_mask, rle_decode
+from sas.io import InputError, rle_decode
+from sas.pictures import read_mask
 
 Note = tuple[Severity, str, str, Action]
 """Severity, code, words and action of a defect."""
