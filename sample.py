@@ -2,7 +2,8 @@
 
 import sys
 
-from sas.cli import Sample, run
+from sas.cli import run
+from sas.cli_options import Sample
 
 if __name__ == "__main__":
     sys.exit(run(Sample, program="sample.py"))

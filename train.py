@@ -2,7 +2,8 @@
 
 import sys
 
-from sas.cli import Train, run
+from sas.cli import run
+from sas.cli_options import Train
 
 if __name__ == "__main__":
     sys.exit(run(Train, program="train.py"))

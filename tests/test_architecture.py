@@ -21,7 +21,7 @@ RANKS = {
     5: ("pipeline",),
     6: ("factory", "validation", "sampling", "demo", "doctor", "data_check", "export"),
     7: ("training", "evaluation"),
-    8: ("cli_data",),
+    8: ("cli_data", "cli_options"),
     9: ("cli",),
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 import sas
-from sas.cli import Train, main, run
+from sas.cli import main, run
+from sas.cli_options import Train
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.data.split import cutout_part
 from sas.pipeline import SASPipeline

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sas.cli import Sample, main, run
+from sas.cli import main, run
+from sas.cli_options import Sample
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 from sas.sampling import result_folders, sample_files
