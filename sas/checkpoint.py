@@ -14,20 +14,16 @@ there is no moment at which it finds nothing. Any other name in root is somebody
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
-import socket
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -35,26 +31,25 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]
+from sas.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    CheckpointError,
+    find_defect,
+    fsync_folder,
+    verify_manifest,
+    write_manifest,
+    write_synced,
+)
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 POINTER = "latest"
-PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl"})
 
 _CHECKPOINT = re.compile(r"step-(\d{8}|[1-9]\d{8,})(\.replaced-[0-9a-f]{12})?", re.ASCII)
 _UNFINISHED = re.compile(rf"({_CHECKPOINT.pattern}|{POINTER})\.tmp-.+", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint, manifest or weight file that cannot be written, read or trusted."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ def save_checkpoint(
     keep: so many checkpoints stay, this one included; damaged ones do not count, later steps are left alone.
 
     Raises ValueError or TypeError for a bad argument (nothing is written) and CheckpointError if the disk refuses (the
-    unfinished folder is removed, earlier checkpoints are untouched). One writer at a time: see `lock_run`.
+    unfinished folder is removed, earlier checkpoints are untouched). One writer at a time: see `sas.run_lock`.
     """
     _check_save(step, tensors, keep)
     document = _state_document(step, tensors, state)
@@ -96,8 +91,8 @@ def save_checkpoint(
         _tidy(final.parent)
         unfinished.mkdir()
         for name, group in tensors.items():
-            _write_file(unfinished / f"{name}.safetensors", _tensor_bytes(name, group))
-        _write_file(unfinished / STATE, document)
+            write_synced(unfinished / f"{name}.safetensors", _tensor_bytes(name, group))
+        write_synced(unfinished / STATE, document)
         write_manifest(unfinished)
         _commit(unfinished, final)
     except BaseException as error:
@@ -265,7 +260,7 @@ def _commit(unfinished: Path, final: Path) -> None:
         if replaced.is_dir():
             os.rename(replaced, final)
         raise
-    _fsync_folder(final.parent)
+    fsync_folder(final.parent)
 
 
 def _point_latest(final: Path) -> None:
@@ -273,9 +268,9 @@ def _point_latest(final: Path) -> None:
     pointer = final.with_name(POINTER)
     unfinished = _sibling(pointer, "tmp")
     try:
-        _write_file(unfinished, f"{final.name}\n".encode())
+        write_synced(unfinished, f"{final.name}\n".encode())
         os.replace(unfinished, pointer)
-        _fsync_folder(final.parent)
+        fsync_folder(final.parent)
     except OSError as error:
         logger.warning("checkpoint %s is complete, but the pointer %s cannot be replaced: %s", final, pointer, error)
         with suppress(OSError):
@@ -291,11 +286,11 @@ def _prune(final: Path, step: int, keep: int) -> None:
         if _is_replaced(folder):
             _remove(folder)
         elif other_step > step:
-            if _find_defect(folder, MANIFEST) is None:
+            if find_defect(folder, MANIFEST) is None:
                 logger.warning("%s is newer than %s: a later start would resume from it", folder, final)
         elif whole >= keep:
             _remove(folder)
-        elif _find_defect(folder, MANIFEST) is None:
+        elif find_defect(folder, MANIFEST) is None:
             whole += 1
 
 
@@ -312,240 +307,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     except OSError as error:
         logger.warning("cannot delete %s: %s", path, error)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Windows cannot open folders; some network file systems refuse the call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-        logger.debug("the file system of %s does not sync folders: %s", folder, error)
-    finally:
-        os.close(descriptor)
-
-
-# ---------------------------------------------------------------------------------------------------------- manifests
-
-
-def write_manifest(folder: Path) -> None:
-    """Write ``MANIFEST.json`` with size and SHA-256 of all regular files below `folder`, nested ones included.
-
-    Names are relative POSIX paths, sorted. The files, their folders and the manifest are synced to disk, the manifest
-    last. Raises OSError if a file cannot be read or the manifest not written.
-    """
-    folder = Path(folder)
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
-    paths.pop(MANIFEST, None)
-    files = {}
-    for name in sorted(name for name, path in paths.items() if path.is_file()):
-        size, digest = _measure(paths[name], sync=os.name != "nt")
-        files[name] = {"size": size, "sha256": digest}
-    for name in sorted(name for name, path in paths.items() if path.is_dir()):
-        _fsync_folder(paths[name])
-    document = {"format_version": FORMAT_VERSION, "files": files}
-    _write_file(folder / MANIFEST, (json.dumps(document, indent=1) + "\n").encode())
-    _fsync_folder(folder)
-
-
-def verify_manifest(folder: Path, *, name: str = MANIFEST) -> None:
-    """Check every file listed in the manifest `name` of `folder`; CheckpointError names the first defect.
-
-    Files that are not listed are ignored: a README or .gitattributes may be added later.
-    """
-    defect = _find_defect(Path(folder), name)
-    if defect is not None:
-        raise CheckpointError(
-            f"{folder}: {defect}. Copy or download the folder again; "
-            "after a change made on purpose, call sas.checkpoint.write_manifest on it"
-        )
-
-
-def _find_defect(folder: Path, manifest: str) -> str | None:
-    """What is wrong with the folder, or None. Sizes come first: they find most damage without reading the files."""
-    try:
-        files = json.loads((folder / manifest).read_text(encoding="utf-8"))["files"]
-        listed = sorted((name, entry["size"], entry["sha256"]) for name, entry in files.items())
-    except FileNotFoundError:
-        return f"{manifest} is missing, so the folder was never finished or is incomplete"
-    except OSError as error:
-        return f"{manifest} cannot be read: {error}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{manifest} is not a readable JSON manifest: {error!r}"
-    try:
-        for name, size, _ in listed:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                return f"{manifest} lists {name!r}, which lies outside the folder"
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            actual_size = (folder / name).stat().st_size
-            if actual_size != size:
-                return f"{name} has {actual_size} bytes instead of the size {size} in {manifest}"
-        for name, _, digest in listed:
-            if _measure(folder / name)[1] != digest:
-                return f"{name} does not match its SHA-256 hash in {manifest}: its content was changed or damaged"
-    except (OSError, ValueError) as error:
-        return f"cannot be checked: {error}"
-    return None
-
-
-def _measure(path: Path, *, sync: bool = False) -> tuple[int, str]:
-    """Size in bytes and hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        size = file.tell()
-        if sync:  # files written by others (save_pretrained) were never synced
-            os.fsync(file.fileno())
-    return size, digest.hexdigest()
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raise CheckpointError if `path` has the suffix of a pickled weight file; the file is not opened."""
-    suffix = Path(path).suffix.lower()
-    if suffix in PICKLE_SUFFIXES:
-        raise CheckpointError(
-            f"{path} is a {suffix} file, which holds Python pickles: loading one can run any code hidden in it, "
-            "so it is refused. Convert it to .safetensors if you trust it, or pass a pipeline folder of safetensors"
-        )
-
-
-# ------------------------------------------------------------------------------------------------------ optimizer state
-
-
-def optimizer_to_tensors(optimizer_state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split `torch.optim.Optimizer.state_dict()` into flat tensors ("state.0.exp_avg") and JSON-able metadata.
-
-    The tensors are not copied. `optimizer_from_tensors` gives back the same dictionary bit for bit: types and order of
-    keys, tuples, infinities, and strides too, because a step on another memory layout may round differently.
-    Raises TypeError for a value that is neither a tensor nor plain JSON.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def encode(value: Any, name: str) -> Any:
-        if isinstance(value, Tensor):
-            if name in tensors:
-                raise ValueError(f"optimizer_state has two entries named {name!r}: keys must differ as text")
-            tensors[name] = value.detach()
-            stride = torch.empty_like(value, device="meta").stride()
-            return {"tensor": name} if value.is_contiguous() else {"tensor": name, "stride": list(stride)}
-        if isinstance(value, dict):
-            items = []
-            for key, item in value.items():
-                if isinstance(key, bool) or not isinstance(key, (int, str)):
-                    raise TypeError(f"optimizer_state: a key in {name or 'it'} must be int or str, got {key!r}")
-                items.append([key, encode(item, f"{name}.{key}" if name else str(key))])
-            return {"dict": items}
-        if isinstance(value, (tuple, list)):
-            items = [encode(item, f"{name}.{index}") for index, item in enumerate(value)]
-            return {"tuple": items} if isinstance(value, tuple) else items
-        if isinstance(value, float) and not math.isfinite(value):
-            return {"float": str(value)}
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(
-            f"optimizer_state: {name} must be a tensor, number, string, bool, None, list, tuple or dict, "
-            f"got {type(value).__name__}"
-        )
-
-    meta = {"optimizer": encode(dict(optimizer_state), "")}
-    return tensors, meta
-
-
-def optimizer_from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `optimizer_to_tensors`, for `Optimizer.load_state_dict`; CheckpointError if the two do not fit."""
-    unused = set(tensors)
-
-    def decode(value: Any) -> Any:
-        if isinstance(value, list):
-            return [decode(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if "dict" in value:
-            return {key: decode(item) for key, item in value["dict"]}
-        if "tuple" in value:
-            return tuple(decode(item) for item in value["tuple"])
-        if "float" in value:
-            return float(value["float"])
-        tensor = tensors[value["tensor"]]
-        unused.discard(value["tensor"])
-        if "stride" not in value:
-            return tensor
-        layout = torch.empty_strided(tensor.shape, value["stride"], dtype=tensor.dtype, device=tensor.device)
-        return layout.copy_(tensor)
-
-    try:
-        state: dict[str, Any] = decode(meta["optimizer"])
-    except KeyError as error:
-        raise CheckpointError(f"optimizer metadata and tensors do not belong together: {error} is missing") from error
-    if unused:
-        raise CheckpointError(f"optimizer metadata and tensors do not belong together: {min(unused)!r} is not listed")
-    return state
-
-
-# ------------------------------------------------------------------------------------------------------------ run lock
-
-_held_locks: set[int] = set()
-
-
-def _close_inherited_locks() -> None:
-    """In a forked child: a data loader worker that outlives its killed trainer must not keep the lock."""
-    while _held_locks:
-        os.close(_held_locks.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_inherited_locks)
-
-
-@contextmanager
-def lock_run(root: Path) -> Iterator[None]:
-    """Hold the only right to write checkpoints below `root` (created if absent) for the duration of the block.
-
-    An advisory flock on ``root/.lock``: the kernel releases it when the process ends, however it ends. Raises
-    CheckpointError naming process and host if another holds it. Without flock there is no lock, only a log line.
-    """
-    if fcntl is None:
-        logger.debug("no file locks on this platform: nothing keeps a second run out of %s", root)
-        yield
-        return
-    path = Path(root) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise CheckpointError(f"cannot create the lock {path}: {error}. Pass a folder that is writable") from error
-    _held_locks.add(descriptor)
-    try:
-        _take_lock(descriptor, path)
-        yield
-    finally:
-        if descriptor in _held_locks:  # not in a forked child, where it is closed already
-            _held_locks.remove(descriptor)
-            os.close(descriptor)
-
-
-def _take_lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "an unknown process"
-        raise CheckpointError(
-            f"{path.parent} is in use by {holder}: two runs must not write the same folder. "
-            "Wait for it, stop it, or pass another folder"
-        ) from error
-    except OSError as error:
-        logger.warning("the file system of %s has no locks, so keep other runs out of it: %s", path.parent, error)
-    with suppress(OSError):  # the text is for the message above only; a full disk must not cost the lock
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on host {socket.gethostname()}".encode(), 0)

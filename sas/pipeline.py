@@ -19,11 +19,11 @@ from einops import rearrange
 from PIL import Image
 from safetensors import safe_open
 
-from sas.checkpoint import CheckpointError, refuse_pickle, verify_manifest, write_manifest
 from sas.diffusion import MaskCodec, Sampler, in_range
 from sas.geometry import Geometry
 from sas.io import InputError, atomic_folder, read_json, rle_encode
 from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
+from sas.manifest import CheckpointError, refuse_pickle, verify_manifest, write_manifest
 from sas.models.seam import Features
 from sas.pictures import read_image, sha256_pixels
 from sas.refine import refine as refine_masks

@@ -24,21 +24,15 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from sas.checkpoint import (
-    Checkpoint,
-    latest_checkpoint,
-    lock_run,
-    optimizer_from_tensors,
-    optimizer_to_tensors,
-    save_checkpoint,
-    set_aside_checkpoints,
-)
+from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_checkpoints
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.data.source import read_ahead
 from sas.distributed import make_accelerator, share, sum_over_processes
 from sas.factory import build_model, build_objective, build_pipeline, build_source, build_validation, data_split
 from sas.io import InputError, atomic_write_bytes
+from sas.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from sas.pipeline import SASPipeline
+from sas.run_lock import lock_run
 from sas.scene import SceneBatch
 from sas.seeding import Keys, derive_seed
 from sas.tracking import Tracking

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent / "sas"
 # A module imports only from strictly lower ranks; inside `data` and `models`, from its own package too, without cycles.
 RANKS = {
     0: ("masks", "geometry", "io", "seeding", "config"),
-    1: ("order", "pictures", "visualize", "distributed", "refine"),
-    2: ("scene", "result", "ensemble", "checkpoint", "tracking"),
+    1: ("order", "pictures", "visualize", "distributed", "refine", "manifest"),
+    2: ("scene", "result", "ensemble", "checkpoint", "run_lock", "optimizer_state", "tracking"),
     3: ("items", "metrics", "models", "data"),
     4: ("diffusion", "layerloop"),
     5: ("pipeline",),

@@ -27,21 +27,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sas.checkpoint import (
-    MANIFEST,
-    PICKLE_SUFFIXES,
-    Checkpoint,
-    CheckpointError,
-    latest_checkpoint,
-    lock_run,
-    optimizer_from_tensors,
-    optimizer_to_tensors,
-    refuse_pickle,
-    save_checkpoint,
-    set_aside_checkpoints,
-    verify_manifest,
-    write_manifest,
-)
+from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_checkpoints
+from sas.manifest import MANIFEST, PICKLE_SUFFIXES, CheckpointError, refuse_pickle, verify_manifest, write_manifest
+from sas.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
+from sas.run_lock import lock_run
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are tested on forked processes")
 FILES = ("MANIFEST.json", "ema.safetensors", "model.safetensors", "state.json")

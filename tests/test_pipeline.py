@@ -16,10 +16,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolver
 from PIL import Image
 from torch import nn
 
-from sas.checkpoint import write_manifest
 from sas.geometry import Geometry
 from sas.io import InputError
 from sas.layerloop import LoopState
+from sas.manifest import write_manifest
 from sas.masks import cumulative
 from sas.models import ConcatUNet
 from sas.pictures import sha256_pixels

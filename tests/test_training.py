@@ -20,11 +20,13 @@ import torch
 from safetensors.torch import load_file
 from tiny import read_metrics, tiny_config, write_scenes
 
-from sas.checkpoint import CheckpointError, latest_checkpoint, lock_run
+from sas.checkpoint import latest_checkpoint
 from sas.config import Config, TrainingSettings, load_config
 from sas.factory import build_model, build_objective, build_source
 from sas.io import InputError
+from sas.manifest import CheckpointError
 from sas.pipeline import SASPipeline
+from sas.run_lock import lock_run
 from sas.scene import SceneBatch
 from sas.seeding import Keys
 from sas.training import NonFiniteError, Trainer, _split, learning_rate
