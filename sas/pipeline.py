@@ -26,9 +26,10 @@ from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
 from sas.manifest import CheckpointError, refuse_pickle, verify_manifest, write_manifest
 from sas.models.seam import Features
 from sas.pictures import read_image, sha256_pixels
+from sas.provenance import EnsembleSettings, ModelInfo, Stop
 from sas.refine import refine as refine_masks
 from sas.refine import require as require_refine
-from sas.result import EnsembleSettings, LayeredResult, ModelInfo, Stop, make_preview
+from sas.result import LayeredResult, make_preview
 from sas.seeding import generator_for
 
 logger = logging.getLogger(__name__)

@@ -10,18 +10,13 @@ it.
 from __future__ import annotations
 
 import io as bytestream
-import json
-import logging
 import os
-import re
 import sys
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,27 +24,17 @@ from scipy import ndimage
 
 from sas import masks as mask_ops
 from sas import visualize
+from sas.catalog import Catalog, take_stock, to_frame
 from sas.geometry import Geometry
-from sas.io import InputError, atomic_folder, read_json, rle_decode, rle_encode, write_json
+from sas.io import InputError, atomic_folder, rle_decode, write_json
 from sas.order import DEFAULT_MIN_OVERLAP, edges_from_order, order_from_layers
 from sas.pictures import write_mask, write_unit_map
+from sas.provenance import EnsembleSettings, ModelInfo, Stop, check_text
+from sas.result_files import ARRAYS_FILE, RESULT_FILE, SCHEMA_VERSION, fault, geometry_from, read_files, write_arrays
 
-logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 1
 MAX_UNCERTAINTY = 0.25  # largest variance of a yes/no vote: half of the members against the other half
 PREVIEW_SIZE = 1024
-RESULT_FILE, ARRAYS_FILE, OVERVIEW_FILE, UNCERTAINTY_FILE = (
-    "result.json",
-    "arrays.npz",
-    "overview.png",
-    "uncertainty.png",
-)
-
-StopReason = Literal["empty", "no_progress", "max_layers"]
-Consensus = Literal["medoid", "mean"]
-Mode = Literal["diffusion", "marginal"]
-
+OVERVIEW_FILE, UNCERTAINTY_FILE = "overview.png", "uncertainty.png"
 _DTYPES = {
     "preview": np.uint8,
     "members": np.bool_,
@@ -62,84 +47,7 @@ _RANGES = {  # from 0 to this, and the cure
     "uncertainty": (MAX_UNCERTAINTY, "pass the population variance of 0/1 votes"),
 }
 _ROUNDING = 1e-6  # a float32 mean or variance may leave its range by this much
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why the sequence of layers ended.
-
-    reason: "empty" (the members found nothing more), "no_progress" (the next layer added nothing), "max_layers" (the
-    limit).
-    votes: members that were void at the last step, 0..members.
-    """
-
-    reason: StopReason
-    votes: int
-
-    def __post_init__(self) -> None:
-        _check_choice(self.reason, get_args(StopReason), name="stop.reason")
-        _check_int(self.votes, name="stop.votes", low=0)
-
-
-@dataclass(frozen=True)
-class EnsembleSettings:
-    """How the members were drawn: how many, in how many denoising steps, from which seed, and how they became one
-    mask."""
-
-    members: int
-    steps: int
-    seed: int
-    consensus: Consensus
-    mode: Mode
-
-    def __post_init__(self) -> None:
-        _check_int(self.members, name="settings.members", low=1)
-        _check_int(self.steps, name="settings.steps", low=1)
-        _check_int(self.seed, name="settings.seed", low=0)
-        _check_choice(self.consensus, get_args(Consensus), name="settings.consensus")
-        _check_choice(self.mode, get_args(Mode), name="settings.mode")
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Which weights were used: a name, and the SHA-256 of the weights file in lower-case hex ("" for weights never
-    saved)."""
-
-    id: str
-    sha256: str
-
-    def __post_init__(self) -> None:
-        _check_text(self.id, name="model.id")
-        _check_text(self.sha256, name="model.sha256")
-        if not re.fullmatch(r"([0-9a-f]{64})?", self.sha256):
-            raise ValueError(
-                f'model.sha256 must be 64 lower-case hex digits or "", got {self.sha256!r}: pass '
-                "hashlib.sha256(...).hexdigest()"
-            )
-
-
 _PARTS = {"geometry": Geometry, "stop": Stop, "settings": EnsembleSettings, "model": ModelInfo}
-
-
-@dataclass(frozen=True)
-class _Instance:
-    """One object, small enough to keep: its mask on the mask grid, and what was measured in the input frame."""
-
-    layer: int
-    grid_mask: np.ndarray
-    score: float
-    segmentation: dict[str, Any]
-    visible: dict[str, Any]
-    bbox: tuple[int, int, int, int]
-    area: int
-    occlusion_rate: float
-
-
-@dataclass(frozen=True)
-class _Catalog:
-    areas: tuple[int, ...]  # pixels of each layer in the input frame
-    instances: tuple[_Instance, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +92,7 @@ class LayeredResult:
         for name, kind in _PARTS.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}: build one first")
-        _check_text(self.file, name="file")
+        check_text(self.file, name="file")
         object.__setattr__(self, "file", self.file.encode("utf-8", "replace").decode("utf-8"))
         _check_fraction(self.min_overlap, name="min_overlap")
         _check_fraction(self.min_instance_area, name="min_instance_area")
@@ -278,23 +186,23 @@ class LayeredResult:
     def masks_full(self) -> np.ndarray:
         """bool (K, H, W): consensus masks in the input frame."""
         if self.refined is None:
-            return _to_frame(self.geometry, self.masks)
+            return to_frame(self.geometry, self.masks)
         full = [self._layer_full(index) for index in range(len(self))]
         return np.stack(full) if full else np.zeros((0, self.geometry.height, self.geometry.width), dtype=bool)
 
     def _layer_full(self, index: int) -> np.ndarray:
         """bool (H, W): consensus mask of one layer in the input frame, refined if the result is."""
         if self.refined is None:
-            return _to_frame(self.geometry, self.masks[index])
+            return to_frame(self.geometry, self.masks[index])
         return rle_decode(self.refined[index], name=f"refined[{index}]")
 
     def probability_full(self) -> np.ndarray:
         """float32 (K, H, W) in [0, 1]: probability in the input frame."""
-        return _to_frame(self.geometry, self.probability)
+        return to_frame(self.geometry, self.probability)
 
     def uncertainty_full(self) -> np.ndarray:
         """float32 (K, H, W) in [0, 0.25]: uncertainty in the input frame."""
-        return _to_frame(self.geometry, self.uncertainty)
+        return to_frame(self.geometry, self.uncertainty)
 
     def uncertainty_map(self) -> np.ndarray:
         """float32 (H, W) in [0, 0.25]: largest uncertainty over the layers; zero without layers."""
@@ -303,50 +211,21 @@ class LayeredResult:
     def _largest_uncertainty(self, geometry: Geometry) -> np.ndarray:
         largest = np.zeros((geometry.height, geometry.width), dtype=np.float32)
         for layer in self.uncertainty:
-            np.maximum(largest, _to_frame(geometry, layer), out=largest)
+            np.maximum(largest, to_frame(geometry, layer), out=largest)
         return largest
 
     # -- instances and their order -----------------------------------------------------------------
 
     @cached_property
-    def _catalog(self) -> _Catalog:
-        """One pass over the layers, one full-size mask after the other; a layer's instances come largest first."""
-        shape = (self.geometry.height, self.geometry.width)
-        before = np.zeros(shape, dtype=bool)
-        areas: list[int] = []
-        instances: list[_Instance] = []
-        for index, mask in enumerate(self.masks):
-            layer_full = self._layer_full(index)
-            owner = None if self.refined is None else _nearest_component(self.geometry, mask)
-            for number, component in enumerate(_components(mask, min_area=self.min_instance_area * mask.size)):
-                if np.array_equal(component, mask):
-                    segmentation = layer_full
-                else:
-                    segmentation = (
-                        _to_frame(self.geometry, component) if owner is None else layer_full & (owner == number)
-                    )
-                if segmentation.any():
-                    instances.append(self._measure(index, component, segmentation, before))
-            areas.append(int(layer_full.sum()))
-            before |= layer_full
-        return _Catalog(areas=tuple(areas), instances=tuple(instances))
-
-    def _measure(self, layer: int, component: np.ndarray, segmentation: np.ndarray, before: np.ndarray) -> _Instance:
-        seen = segmentation & ~before
-        rows, columns = np.flatnonzero(segmentation.any(axis=1)), np.flatnonzero(segmentation.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
-        area = int(segmentation.sum())
-        agreement = self.members[layer][:, component].mean(dtype=np.float64)
-        confidence = self.probability[layer][component].mean(dtype=np.float64)
-        return _Instance(
-            layer=layer,
-            grid_mask=component,
-            score=min(1.0, round(float(confidence * agreement), 6)),
-            segmentation=rle_encode(segmentation),
-            visible=rle_encode(seen),
-            bbox=(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1),
-            area=area,
-            occlusion_rate=round(1 - int(seen.sum()) / area, 6),
+    def _catalog(self) -> Catalog:
+        return take_stock(
+            self.masks,
+            full=self._layer_full,
+            members=self.members,
+            probability=self.probability,
+            geometry=self.geometry,
+            min_area=self.min_instance_area,
+            refined=self.refined is not None,
         )
 
     def _describe(self, number: int) -> dict[str, Any]:
@@ -438,6 +317,13 @@ class LayeredResult:
         arrays.npz, from which `load` restores.
         """
         document = self.to_dict()
+        arrays = {name: getattr(self, name) for name in _DTYPES}
+        header = {
+            "geometry": self.geometry.to_dict(),
+            "min_overlap": float(self.min_overlap),
+            "min_instance_area": float(self.min_instance_area),
+            "refined": self.refined,
+        }
         with atomic_folder(Path(directory)) as folder:
             for layer, names in zip(self, document["layers"], strict=True):
                 write_mask(folder / names["mask"], layer.mask)
@@ -445,45 +331,20 @@ class LayeredResult:
                 write_unit_map(folder / names["uncertainty"], layer.uncertainty / MAX_UNCERTAINTY)
             write_unit_map(folder / UNCERTAINTY_FILE, self.uncertainty_map() / MAX_UNCERTAINTY)
             Image.fromarray(self.overview()).save(folder / OVERVIEW_FILE)
-            np.savez_compressed(folder / ARRAYS_FILE, **self._packed())
+            write_arrays(folder / ARRAYS_FILE, arrays, header)
             write_json(folder / RESULT_FILE, document)
         return Path(directory)
-
-    def _packed(self) -> dict[str, Any]:
-        header = {
-            "geometry": self.geometry.to_dict(),
-            "min_overlap": float(self.min_overlap),
-            "min_instance_area": float(self.min_instance_area),
-            "members": list(self.members.shape),
-            "masks": list(self.masks.shape),
-            "refined": self.refined,
-        }
-        return {
-            "header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8),
-            "members": np.packbits(self.members),
-            "masks": np.packbits(self.masks),
-            "probability": self.probability,
-            "uncertainty": self.uncertainty,
-            "preview": self.preview,
-        }
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> LayeredResult:
         """Restore what `save` wrote, equal in every field; InputError names the file that is missing, damaged or
         foreign."""
         folder = Path(directory)
-        document_path, arrays_path = folder / RESULT_FILE, folder / ARRAYS_FILE
-        for path in (document_path, arrays_path):
-            if not path.is_file():
-                raise InputError(
-                    f"{path} does not exist; pass a folder that LayeredResult.save wrote, complete with all its files"
-                )
-        document = _read_document(document_path)
-        arrays, header = _read_arrays(arrays_path)
+        document, arrays, header = read_files(folder)
         try:
             result = cls(
                 **arrays,
-                geometry=_geometry_from(header["geometry"]),
+                geometry=geometry_from(header["geometry"]),
                 stop=Stop(**document["stop"]),
                 settings=EnsembleSettings(**document["ensemble"]),
                 model=ModelInfo(**document["model"]),
@@ -494,13 +355,13 @@ class LayeredResult:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{folder} holds no valid result: {_reason(error)}; save it again with LayeredResult.save"
+                f"{folder} holds no valid result: {fault(error)}; save it again with LayeredResult.save"
             ) from error
         size = {"width": result.geometry.width, "height": result.geometry.height}
         told = {key: document["image"].get(key) for key in size}
         if told != size or len(document["layers"]) != len(result):
             raise InputError(
-                f"{document_path} tells of {len(document['layers'])} layers and image {told}, {arrays_path.name} of "
+                f"{folder / RESULT_FILE} tells of {len(document['layers'])} layers and image {told}, {ARRAYS_FILE} of "
                 f"{len(result)} layers and image {size}: the two files are of different results; "
                 "save it again with LayeredResult.save"
             )
@@ -517,7 +378,7 @@ class LayeredResult:
         hidden = mask_ops.area(self.masks & self.cumulative_masks[:-1]) / np.maximum(mask_ops.area(self.masks), 1)
         return visualize.overview(
             self.preview,
-            layer_masks=_to_frame(frame, self.masks) if self.refined is None else self._refined_masks(width, height),
+            layer_masks=to_frame(frame, self.masks) if self.refined is None else self._refined_masks(width, height),
             uncertainty=self._largest_uncertainty(frame) / MAX_UNCERTAINTY,
             marks=self._marks(frame),
             layer_notes=[_layer_note(n, share) for n, share in zip(counts, hidden.tolist(), strict=True)],
@@ -598,12 +459,12 @@ class Layer:
     @cached_property
     def probability(self) -> np.ndarray:
         """float32 (H, W) in [0, 1]."""
-        return _to_frame(self._result.geometry, self._result.probability[self.index])
+        return to_frame(self._result.geometry, self._result.probability[self.index])
 
     @cached_property
     def uncertainty(self) -> np.ndarray:
         """float32 (H, W) in [0, 0.25]."""
-        return _to_frame(self._result.geometry, self._result.uncertainty[self.index])
+        return to_frame(self._result.geometry, self._result.uncertainty[self.index])
 
     @property
     def area(self) -> int:
@@ -641,119 +502,12 @@ def make_preview(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)).copy()
 
 
-def _to_frame(geometry: Geometry, maps: np.ndarray) -> np.ndarray:
-    """Maps on the mask grid brought to the frame of `geometry`; from a copy, since torch takes no read-only memory."""
-    return geometry.to_input(maps.copy())
-
-
-def _components(mask: np.ndarray, *, min_area: float) -> list[np.ndarray]:
-    """8-connected components of a bool (m, m) mask with at least `min_area` cells, largest first."""
-    labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    largest_first = np.argsort(-areas, kind="stable")
-    return [labels == number + 1 for number in largest_first if areas[number] >= min_area]
-
-
-def _nearest_component(geometry: Geometry, mask: np.ndarray) -> np.ndarray:
-    """int64 (H, W): for each pixel of the input frame the number of the nearest of `_components(mask, min_area=0)`."""
-    owner = np.zeros((geometry.height, geometry.width), dtype=np.int64)
-    components = _components(mask, min_area=0)
-    if len(components) < 2:
-        return owner
-    number = np.argmax(components, axis=0)
-    rows, columns = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
-    nearest = number[rows, columns]
-    best = np.zeros(owner.shape, dtype=np.float32)
-    for index in range(len(components)):
-        share = _to_frame(geometry, (nearest == index).astype(np.float32))
-        owner[share > best] = index
-        np.maximum(best, share, out=best)
-    return owner
-
-
-def _read_document(path: Path) -> dict[str, Any]:
-    document = read_json(path)
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise InputError(
-            f"{path} must have schema_version {SCHEMA_VERSION}, got {version!r}; "
-            "save the result again with this version of sas, or load it with the version that wrote it"
-        )
-    kinds = {"image": dict, "layers": list, "ensemble": dict, "stop": dict, "model": dict}
-    for name, kind in kinds.items():
-        if not isinstance(document.get(name), kind):
-            raise InputError(
-                f"{path} lacks a valid {name!r}: it is no result file, or damaged; "
-                "save it again with LayeredResult.save"
-            )
-    return cast(dict[str, Any], document)
-
-
-def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and header of arrays.npz; nothing in it is ever unpickled."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
-        header = json.loads(stored["header"].tobytes())
-        arrays = {name: _unpack(stored[name], header[name]) for name in ("members", "masks")}
-        arrays |= {name: stored[name] for name in ("probability", "uncertainty", "preview")}
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise InputError(
-            f"{path} is damaged or not of a result: {_reason(error)}; save it again with LayeredResult.save"
-        ) from error
-    return arrays, header
-
-
-def _unpack(bits: np.ndarray, shape: list[int]) -> np.ndarray:
-    count = int(np.prod(shape, dtype=np.int64))
-    if bits.dtype != np.uint8 or bits.ndim != 1 or len(bits) != (count + 7) // 8:
-        raise ValueError(f"{len(bits)} bytes of bits do not fill the shape {shape}")
-    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
-
-
-def _geometry_from(stored: Mapping[str, Any]) -> Geometry:
-    geometry = Geometry(**stored)
-    for name, value in stored.items():
-        _check_int(value, name=f"geometry.{name}", low=0 if name in ("top", "left") else 1)
-    return geometry
-
-
-def _reason(error: Exception) -> str:
-    text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
-    return " ".join(text.split())
-
-
 def _count(number: int, word: str, plural: str = "") -> str:
     return f"{number} {word if number == 1 else plural or word + 's'}"
 
 
 def _layer_note(instances: int, hidden: float) -> str:
     return f"{_count(instances, 'object')}, {f'{hidden:.0%} of the area' if hidden else 'nothing'} hidden"
-
-
-def _check_int(value: object, *, name: str, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}: pass int(...)")
-
-
-def _check_text(value: object, *, name: str) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f'{name} must be a str, got {type(value).__name__}: pass its name, or "" if it has none')
-
-
-def _check_choice(value: object, choices: tuple[str, ...], *, name: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}: choose one of these")
 
 
 def _check_fraction(value: object, *, name: str) -> None:

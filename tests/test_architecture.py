@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent / "sas"
 
 # A module imports only from strictly lower ranks; inside `data` and `models`, from its own package too, without cycles.
 RANKS = {
-    0: ("masks", "geometry", "io", "seeding", "config"),
-    1: ("order", "pictures", "visualize", "distributed", "refine", "manifest"),
+    0: ("masks", "geometry", "io", "seeding", "config", "provenance"),
+    1: ("order", "pictures", "visualize", "distributed", "refine", "manifest", "catalog", "result_files"),
     2: ("scene", "result", "ensemble", "checkpoint", "run_lock", "optimizer_state", "tracking"),
     3: ("items", "metrics", "models", "data"),
     4: ("diffusion", "layerloop"),

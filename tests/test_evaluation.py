@@ -36,7 +36,8 @@ from sas.geometry import Geometry
 from sas.io import InputError
 from sas.metrics import bin_names
 from sas.pipeline import SASPipeline
-from sas.result import EnsembleSettings, LayeredResult, ModelInfo, Stop, make_preview
+from sas.provenance import EnsembleSettings, ModelInfo, Stop
+from sas.result import LayeredResult, make_preview
 from sas.scene import Scene
 
 SIDE = 16  # a power of two: the way from the mask grid to the picture is then exact, also for probabilities

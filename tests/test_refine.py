@@ -16,8 +16,9 @@ from PIL import Image
 from sas.geometry import Geometry
 from sas.io import rle_encode
 from sas.pipeline import SASPipeline
+from sas.provenance import EnsembleSettings, ModelInfo, Stop
 from sas.refine import RefineError, refine, refine_soft
-from sas.result import EnsembleSettings, LayeredResult, ModelInfo, Stop, make_preview
+from sas.result import LayeredResult, make_preview
 
 pytest.importorskip("kornia")
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from sas.geometry import Geometry
 from sas.io import InputError, rle_decode
-from sas.result import EnsembleSettings, LayeredResult, ModelInfo, Stop, make_preview, preview_size
+from sas.provenance import EnsembleSettings, ModelInfo, Stop
+from sas.result import LayeredResult, make_preview, preview_size
 
 MASK_SIZE = 32
 SCHEMA = json.loads((resources.files("sas") / "result.schema.json").read_text(encoding="utf-8"))
