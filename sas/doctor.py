@@ -21,7 +21,8 @@ import torch
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.data.shards import Shards
 from sas.io import InputError
-from sas.pipeline import SASPipeline, find_weights
+from sas.pipeline import SASPipeline
+from sas.pretrained import find_weights
 from sas.scene import Scene
 from sas.tracking import _logged_in
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +14,23 @@ import torch
 from diffusers import DiffusionPipeline
 from einops import rearrange
 from PIL import Image
-from safetensors import safe_open
 
 from sas.diffusion import MaskCodec, Sampler, in_range
 from sas.geometry import Geometry
-from sas.io import InputError, atomic_folder, read_json, rle_encode
+from sas.io import InputError, atomic_folder, rle_encode
 from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
-from sas.manifest import CheckpointError, refuse_pickle, verify_manifest, write_manifest
+from sas.manifest import write_manifest
 from sas.models.seam import Features
 from sas.pictures import read_image, sha256_pixels
+from sas.pretrained import (
+    check_tensors,
+    file_hash,
+    find_weights,
+    forget_folder,
+    holds_something_else,
+    state_hash,
+    verify_weights,
+)
 from sas.provenance import EnsembleSettings, ModelInfo, Stop
 from sas.refine import refine as refine_masks
 from sas.refine import require as require_refine
@@ -35,7 +40,6 @@ from sas.seeding import generator_for
 logger = logging.getLogger(__name__)
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default"
 MAX_SEED = 2**63 - 1
 
 
@@ -146,8 +150,8 @@ class SASPipeline(DiffusionPipeline):
                 f"weights {folder} must hold a SASPipeline, got {type(pipe).__name__}; pass a folder saved by sas"
             )
         if "model" not in kwargs:
-            _check_tensors(folder, pipe.model)
-        pipe._weights_sha256 = _manifest_hash(folder)
+            check_tensors(folder, pipe.model)
+        pipe._weights_sha256 = file_hash(folder)
         if not pipe.config.model_id:
             pipe.register_to_config(model_id=folder.name)
         return pipe
@@ -157,7 +161,7 @@ class SASPipeline(DiffusionPipeline):
         if kwargs.pop("safe_serialization", True) is not True:
             raise InputError("safe_serialization must be True, got False; pipelines are saved as safetensors only")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
-        if _holds_something_else(Path(save_directory)):
+        if holds_something_else(Path(save_directory)):
             raise InputError(
                 f"save_directory {save_directory} holds files that are no pipeline, and saving would replace it as a whole; "
                 "choose a new or empty folder"
@@ -168,7 +172,7 @@ class SASPipeline(DiffusionPipeline):
             for file in folder.rglob("*.safetensors"):
                 file.chmod(mode)  # safetensors lets nobody but the owner read
             for file in folder.rglob("*.json"):
-                _forget_folder(file)
+                forget_folder(file)
             write_manifest(folder)
         if push:
             self.push_to_hub(repo_id)
@@ -188,7 +192,7 @@ class SASPipeline(DiffusionPipeline):
     @property
     def model_info(self) -> ModelInfo:
         """Name of the weights, and their SHA-256: of the file if they were loaded from a folder, else of the tensors in memory."""
-        return ModelInfo(id=self.config.model_id, sha256=self._weights_sha256 or _state_hash(self.model))
+        return ModelInfo(id=self.config.model_id, sha256=self._weights_sha256 or state_hash(self.model))
 
     # ------------------------------------------------------------------ sampling
 
@@ -495,92 +499,8 @@ class SASPipeline(DiffusionPipeline):
             )
 
 
-def find_weights(weights: str | Path | None) -> Path | None:
-    """Pipeline folder that `weights` means, or None for a hub id. InputError for everything else."""
-    if weights is None or str(weights) == "default":
-        if not (DEFAULT_WEIGHTS / "model_index.json").exists():
-            raise InputError(
-                f"the shipped weights are missing at {DEFAULT_WEIGHTS}; install sas-amodal again or pass weights="
-            )
-        return DEFAULT_WEIGHTS
-    path = Path(weights).expanduser()
-    try:
-        if not path.is_dir():
-            refuse_pickle(path)
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
-    if path.is_file():
-        raise InputError(
-            f"weights {path} must be a pipeline folder, got a file; pass the folder that holds model_index.json"
-        )
-    for folder in (path, path / "pipeline"):
-        if (folder / "model_index.json").exists():
-            return folder
-    if path.is_dir():
-        raise InputError(
-            f"weights {path} must hold model_index.json or pipeline/model_index.json, found neither; pass a folder saved by sas"
-        )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)) and not str(weights).startswith("."):
-        return None
-    raise InputError(f"weights {weights} is no folder and no hub id owner/name; check the path")
-
-
-def verify_weights(folder: Path) -> None:
-    """Check the manifest; InputError for a damaged, missing or foreign one."""
-    if not (folder / "MANIFEST.json").exists():
-        raise InputError(f"weights {folder} hold no MANIFEST.json; pass a folder saved by SASPipeline.save_pretrained")
-    try:
-        verify_manifest(folder)
-    except CheckpointError as error:
-        raise InputError(f"weights {error}") from error
-    index = read_json(folder / "model_index.json")
-    found = index.get("_class_name") if isinstance(index, dict) else None
-    if found != SASPipeline.__name__:
-        raise InputError(f"weights {folder} must hold a SASPipeline, got {found}; pass a folder saved by sas")
-
-
-def _check_tensors(folder: Path, model: torch.nn.Module) -> None:
-    """InputError unless the files hold the network's tensors and no others: diffusers fills gaps with random numbers."""
-    stored: set[str] = set()
-    for file in (folder / "model").glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            stored |= set(tensors.keys())
-    if wrong := sorted(stored ^ set(model.state_dict())):
-        raise InputError(
-            f"weights {folder} do not fit the architecture in model/config.json (first difference: {wrong[0]}); "
-            "use the folder as it was saved, with the version of sas that made it"
-        )
-
-
-def _forget_folder(file: Path) -> None:
-    """Drop what diffusers notes of the folder the weights were read from: a private path is nobody else's business."""
-    settings = json.loads(file.read_text())
-    if settings.pop("_name_or_path", None) is not None:
-        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
-
-def _holds_something_else(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").exists()
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _manifest_hash(folder: Path) -> str:
-    """SHA-256 of the network's weights file."""
-    digest = hashlib.sha256()
-    for file in sorted((folder / "model").glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _state_hash(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _start_behind(state: LoopState, layers: np.ndarray, geometries: list[Geometry], rules: LoopRules) -> LoopState:
@@ -639,6 +559,3 @@ def _drawn_seed(generator: torch.Generator) -> int:
 def _check_integer(name: str, value: object, *, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}: pass a number in that range")
-
-
-__all__ = ["DEFAULT_WEIGHTS", "SASPipeline", "find_weights", "verify_weights"]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "sas"
 RANKS = {
     0: ("masks", "geometry", "io", "seeding", "config", "provenance"),
     1: ("order", "pictures", "visualize", "distributed", "refine", "manifest", "catalog", "result_files"),
-    2: ("scene", "result", "ensemble", "checkpoint", "run_lock", "optimizer_state", "tracking"),
+    2: ("scene", "result", "ensemble", "checkpoint", "run_lock", "optimizer_state", "pretrained", "tracking"),
     3: ("items", "metrics", "models", "data"),
     4: ("diffusion", "layerloop"),
     5: ("pipeline",),

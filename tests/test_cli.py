@@ -348,7 +348,7 @@ def shipped(make_tiny_pipe: Callable[..., SASPipeline], tmp_path: Path, monkeypa
     """Quick weights in the place of the shipped ones, in a folder beside the one that `call` works in."""
     folder = tmp_path.with_name(tmp_path.name + "-shipped")
     make_tiny_pipe(num_inference_steps=1, ensemble_size=1, max_layers=2, model_id="tiny").save_pretrained(folder)
-    monkeypatch.setattr("sas.pipeline.DEFAULT_WEIGHTS", folder)
+    monkeypatch.setattr("sas.pretrained.DEFAULT_WEIGHTS", folder)
     return folder
 
 
@@ -372,7 +372,7 @@ def test_demo_refuses_a_negative_number(call: Call, shipped: Path) -> None:
 
 
 def test_demo_without_weights(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sas.pipeline.DEFAULT_WEIGHTS", tmp_path / "gone")
+    monkeypatch.setattr("sas.pretrained.DEFAULT_WEIGHTS", tmp_path / "gone")
     status, _, err = call("demo", "--out", "out")
     assert status == 2
     assert "the shipped weights are missing at " in err and "; install sas-amodal again" in err

@@ -23,7 +23,8 @@ from sas.manifest import write_manifest
 from sas.masks import cumulative
 from sas.models import ConcatUNet
 from sas.pictures import sha256_pixels
-from sas.pipeline import SASPipeline, find_weights
+from sas.pipeline import SASPipeline
+from sas.pretrained import find_weights
 from sas.result import LayeredResult
 from sas.scene import Scene
 from sas.seeding import generator_for
@@ -743,7 +744,7 @@ def refused(weights: str | Path, message: str) -> None:
 
 def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path / "nowhere", r"weights .*nowhere is no folder and no hub id owner/name; check the path")
-    monkeypatch.setattr("sas.pipeline.DEFAULT_WEIGHTS", tmp_path / "default")
+    monkeypatch.setattr("sas.pretrained.DEFAULT_WEIGHTS", tmp_path / "default")
     with pytest.raises(
         InputError, match=r"the shipped weights are missing at .*default; install sas-amodal again or pass"
     ):
