@@ -23,11 +23,11 @@ from PIL import Image
 from scipy import ndimage
 
 from sas import masks as mask_ops
-from sas import visualize
 from sas.catalog import Catalog, take_stock, to_frame
 from sas.geometry import Geometry
 from sas.io import InputError, atomic_folder, rle_decode, write_json
 from sas.order import DEFAULT_MIN_OVERLAP, edges_from_order, order_from_layers
+from sas.overview import overview as draw_overview
 from sas.pictures import write_mask, write_unit_map
 from sas.provenance import EnsembleSettings, ModelInfo, Stop, check_text
 from sas.result_files import ARRAYS_FILE, RESULT_FILE, SCHEMA_VERSION, fault, geometry_from, read_files, write_arrays
@@ -376,7 +376,7 @@ class LayeredResult:
         found = self._catalog.instances
         counts = [sum(one.layer == index for one in found) for index in range(len(self))]
         hidden = mask_ops.area(self.masks & self.cumulative_masks[:-1]) / np.maximum(mask_ops.area(self.masks), 1)
-        return visualize.overview(
+        return draw_overview(
             self.preview,
             layer_masks=to_frame(frame, self.masks) if self.refined is None else self._refined_masks(width, height),
             uncertainty=self._largest_uncertainty(frame) / MAX_UNCERTAINTY,

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent / "sas"
 RANKS = {
     0: ("masks", "geometry", "io", "seeding", "config", "provenance"),
     1: ("order", "pictures", "visualize", "distributed", "refine", "manifest", "catalog", "result_files"),
-    2: ("scene", "result", "ensemble", "checkpoint", "run_lock", "optimizer_state", "pretrained", "tracking"),
-    3: ("items", "metrics", "models", "data"),
-    4: ("diffusion", "layerloop"),
+    2: ("scene", "overview", "ensemble", "checkpoint", "run_lock", "optimizer_state", "pretrained", "tracking"),
+    3: ("result", "items", "metrics", "models"),
+    4: ("data", "diffusion", "layerloop"),
     5: ("pipeline",),
     6: ("factory", "validation", "sampling", "demo", "doctor", "data_check", "export"),
     7: ("training", "evaluation"),

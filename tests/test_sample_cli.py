@@ -376,7 +376,7 @@ def test_script_from_another_folder(weights: Path, tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from sas.cli import main
-from sas.visualize import overview  # what is loaded now need not be written to a cache
+from sas.overview import overview  # what is loaded now need not be written to a cache
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 sys.dont_write_bytecode = True
 sys.exit(main(sys.argv[1:]))

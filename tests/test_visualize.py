@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sas import visualize
-from sas.visualize import LAYER_COLORS, heat_map, image_grid, layer_colors, outline, overview, tint
+from sas.overview import _RULE, GAP, MARGIN, PANEL_WIDTH, overview
+from sas.visualize import LAYER_COLORS, heat_map, image_grid, layer_colors, outline, tint
 
 HEIGHT, WIDTH = 60, 80
 
@@ -29,12 +29,12 @@ def layers() -> np.ndarray:
 
 def _panel(sheet: np.ndarray, column: int, *, below: bool = False) -> np.ndarray:
     """Pixels of one panel of the sheet: the first row, or the first row of layers, found by the panels' grey frame."""
-    left = visualize.MARGIN + column * (visualize.PANEL_WIDTH + visualize.GAP)
-    frame_rows = np.flatnonzero((sheet[:, left + 100] == visualize._RULE).all(axis=-1))
-    tops = [row for row in frame_rows if (sheet[row, left : left + visualize.PANEL_WIDTH] == visualize._RULE).all()]
-    tops = [row for row in tops if not (sheet[row, visualize.MARGIN : -visualize.MARGIN] == visualize._RULE).all()]
+    left = MARGIN + column * (PANEL_WIDTH + GAP)
+    frame_rows = np.flatnonzero((sheet[:, left + 100] == _RULE).all(axis=-1))
+    tops = [row for row in frame_rows if (sheet[row, left : left + PANEL_WIDTH] == _RULE).all()]
+    tops = [row for row in tops if not (sheet[row, MARGIN:-MARGIN] == _RULE).all()]
     start, stop = tops[2:4] if below else tops[:2]
-    return sheet[start + 1 : stop, left : left + visualize.PANEL_WIDTH]
+    return sheet[start + 1 : stop, left : left + PANEL_WIDTH]
 
 
 def _at(panel: np.ndarray, y: float, x: float) -> np.ndarray:
@@ -179,8 +179,8 @@ def test_overview_marks_each_object(photo: np.ndarray, layers: np.ndarray) -> No
     arguments = {"layer_masks": layers, "uncertainty": np.zeros((HEIGHT, WIDTH))}
     plain, marked = overview(photo, **arguments), overview(photo, **arguments, marks=[("7", 39.5, 14.5)])
     rows, columns = np.nonzero((plain != marked).any(axis=-1))
-    left = visualize.MARGIN + visualize.PANEL_WIDTH + visualize.GAP
-    assert abs(columns.mean() - left - 40 / WIDTH * visualize.PANEL_WIDTH) < 2
+    left = MARGIN + PANEL_WIDTH + GAP
+    assert abs(columns.mean() - left - 40 / WIDTH * PANEL_WIDTH) < 2
     assert np.ptp(rows) < 25 and np.ptp(columns) < 25
 
 
@@ -197,7 +197,7 @@ def test_overview_wraps_its_layers_into_rows_of_four(photo: np.ndarray, count: i
     empty = overview(photo, layer_masks=masks[:1], uncertainty=np.zeros((HEIGHT, WIDTH)))
     sheet = overview(photo, layer_masks=masks, uncertainty=np.zeros((HEIGHT, WIDTH)))
     extra_rows = -(-count // 4) - 1
-    assert (sheet.shape[0] - empty.shape[0]) == extra_rows * (48 + _panel(sheet, 0).shape[0] + visualize.GAP)
+    assert (sheet.shape[0] - empty.shape[0]) == extra_rows * (48 + _panel(sheet, 0).shape[0] + GAP)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 3), (64, 64), (1024, 600)])
@@ -216,7 +216,7 @@ def test_overview_copes_with_any_text(photo: np.ndarray) -> None:
     sheet = overview(
         photo, **arguments, title="Äpfel 苹果 \n" * 80, layer_notes=["long " * 80], captions=["x" * 900, ""]
     )
-    assert (sheet[:, 1400 - visualize.MARGIN + 2 :] == 255).all()  # nothing runs over the margin
+    assert (sheet[:, 1400 - MARGIN + 2 :] == 255).all()  # nothing runs over the margin
 
 
 def test_overview_refuses_what_does_not_fit(photo: np.ndarray, layers: np.ndarray) -> None:
