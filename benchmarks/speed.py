@@ -5,7 +5,8 @@
 protocol: a picture's time by the official protocol (the 83-million-parameter network at the same mask resolution, 3 members x 1000
 steps a layer, every layer and the empty one) from the measured time of one pass, multiplied out and not run, against ours, run.
 stock: the same network through a plain loop over a diffusers scheduler and through our sampler, at equal steps.
-photo: seconds for a picture of 512 x 512, and for 1 and 8 members. parts: encoder and denoiser beside the matrix-product peak.
+photo: seconds for a picture of 512 x 512, and for 1 and 8 members. parts: encoder (its fusion included and alone) and denoiser at batch 8
+beside the matrix product, the machine's peak.
 growth: seconds against members, layers, picture size and batch. memory: most memory of a fresh process against the same.
 onnx: encoder and denoiser in onnxruntime beside torch (extra `onnx`). start: seconds of `sas --help` and of a first result.
 """
@@ -157,22 +158,36 @@ def photo(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
 
 
 def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    """The works take turns, so that a machine whose speed changes is fair to all; each has several times the rounds, being short."""
     model, size = pipe.model, pipe.config.mask_size
     a = torch.randn(2048, 2048)
-    peak = 2 * 2048**3 / seconds(lambda: a @ a, rounds)[1] / 1e9
     image = torch.zeros(1, 3, pipe.config.image_size, pipe.config.image_size).to(memory_format=torch.channels_last)
-    result: dict[str, Any] = {"peak_gflops": peak}
     with torch.no_grad():
-        result["encoder_ms_batch_1"] = tuple(1e3 * s for s in seconds(lambda: model.encode(image), rounds))
         features = select_rows(model.encode(image), torch.zeros(8, dtype=torch.int64))
         masks, times = torch.zeros(8, 1, size, size), torch.zeros(8, dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            model(masks, times, masks, features)
-        taken = seconds(lambda: model(masks, times, masks, features), rounds)
-    result["denoiser_ms_a_mask_batch_8"] = tuple(1e3 * s / 8 for s in taken)
-    result["denoiser_gflops"] = counter.get_total_flops() / taken[0] / 1e9
-    result["denoiser_share_of_peak"] = result["denoiser_gflops"] / peak
-    return result
+        works: dict[str, Callable[[], object]] = {
+            "matrix product": lambda: a @ a,
+            "denoiser": lambda: model(masks, times, masks, features),
+            "encoder": lambda: model.encode(image),
+        }
+        if getattr(model, "fuse", None) is not None:
+            maps = [torch.zeros(1, *part.shape[1:]).to(memory_format=torch.channels_last) for part in features]
+            works["fusion"] = lambda: model.fuse(maps)
+        work, taken = {}, {name: [] for name in works}
+        for name, one in works.items():
+            with FlopCounterMode(display=False) as counter:
+                one()
+            work[name] = counter.get_total_flops() / 1e9
+        for _ in range(6 * rounds):
+            for name, one in works.items():
+                taken[name].append(seconds(one, 1)[0])
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    rate = {name: work[name] / median[name] for name in works}
+    return {
+        "ms": {name: tuple(1e3 * value for value in (median[name], min(values), max(values))) for name, values in taken.items()},
+        "gflops": rate,
+        "share_of_the_matrix_product": {name: value / rate["matrix product"] for name, value in rate.items()},
+    }  # fmt: skip
 
 
 def growth(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
