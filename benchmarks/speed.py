@@ -275,7 +275,7 @@ def start(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     def program(code: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
 
-    helping = "import sys; from sas.cli import main; sys.argv = ['sas', '--help']; main()"
+    helping = "import sys; from sas.__main__ import main; sys.argv = ['sas', '--help']; main()"
     first = (
         "import numpy; from sas import SASPipeline; SASPipeline.from_pretrained()(numpy.zeros((512, 512, 3), 'uint8'))"
     )

@@ -1,4 +1,4 @@
-"""The command line: options to calls, faults to one line and an exit status. Here and in `sas.cli_data` alone is print."""
+"""The command line: options to calls, faults to one line and an exit status. Here, in `sas.cli_data` and in `sas.__main__` alone is print."""
 
 from __future__ import annotations
 
@@ -30,22 +30,17 @@ class UsageError(ValueError):
 # ---------------------------------------------------------------------- entry points
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`sas COMMAND ...`; returns the exit status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["--version"]:
-        from sas import __version__
-
-        print(f"sas-amodal {__version__}")
-        return 0
-    commands: dict[str, Any] = {
-        "demo": Demo, "sample": Sample, "train": Train, "evaluate": Evaluate, "compose": Compose, "export": Export, "doctor": Doctor,
-    }  # fmt: skip
-    if arguments[:1] == ["data"]:
-        return _data(arguments[1:])
-    if arguments and arguments[0] in commands:
-        return run(commands[arguments[0]], arguments[1:], program=f"sas {arguments[0]}")
-    return _no_command(arguments, commands)
+def dispatch(name: str, arguments: Sequence[str]) -> int:
+    """Carry out the command of a name; returns the exit status."""
+    if name == "data":
+        return _data(list(arguments))
+    if name in COMMANDS:
+        return run(COMMANDS[name], arguments, program=f"sas {name}")
+    whole = {**{name: name for name in (*COMMANDS, "data")}, **{name: f"data {name}" for name in cli_data.COMMANDS}}
+    close = difflib.get_close_matches(name, whole, n=1)
+    hint = f"did you mean `sas {whole[close[0]]}`?" if close else f"commands are {', '.join(COMMANDS)}, data"
+    print(f"sas: {name!r} is no command; {hint}", file=sys.stderr)
+    return USAGE
 
 
 def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: str | None = None) -> int:
@@ -54,7 +49,7 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
     debug = "--debug" in arguments
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return _COMMANDS[command](parse(command, arguments, program))
+        return _CALLS[command](parse(command, arguments, program))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
     except KeyboardInterrupt:
@@ -92,28 +87,6 @@ def _data(arguments: list[str]) -> int:
         words = f"sas data: {arguments[0]!r} is no command; {hint}"
     print(words, file=sys.stdout if asked else sys.stderr)
     return 0 if asked else USAGE
-
-
-def _no_command(arguments: list[str], commands: dict[str, Any]) -> int:
-    """`sas`, `sas --help`, and words that are no command."""
-    asked = not arguments or arguments[0] in ("-h", "--help")
-    lines = [
-        "usage: sas COMMAND ...",
-        "",
-        "Sequential amodal segmentation: images to ordered, complete object masks.",
-        "",
-    ]
-    lines += [f"  {name:10s} {command.__doc__.splitlines()[0]}" for name, command in commands.items()]
-    lines += ["  data       Check, convert and pack annotated data sets; `sas data --help`."]
-    lines += ["  --version  Print the version.", "", "`sas COMMAND --help` lists the options of a command."]
-    if asked:
-        print("\n".join(lines))
-        return 0
-    whole = {**{name: name for name in (*commands, "data")}, **{name: f"data {name}" for name in cli_data.COMMANDS}}
-    close = difflib.get_close_matches(arguments[0], whole, n=1)
-    hint = f"did you mean `sas {whole[close[0]]}`?" if close else f"commands are {', '.join(commands)}, data"
-    print(f"sas: {arguments[0]!r} is no command; {hint}", file=sys.stderr)
-    return USAGE
 
 
 # ---------------------------------------------------------------------- commands
@@ -375,7 +348,16 @@ def _doctor(options: Doctor) -> int:
     return FAILED if bad else 0
 
 
-_COMMANDS: dict[type[Any], Callable[[Any], int]] = {
+COMMANDS: dict[str, type[Any]] = {
+    "demo": Demo,
+    "sample": Sample,
+    "train": Train,
+    "evaluate": Evaluate,
+    "compose": Compose,
+    "export": Export,
+    "doctor": Doctor,
+}
+_CALLS: dict[type[Any], Callable[[Any], int]] = {
     Demo: _demo,
     Sample: _sample,
     Train: _train,
@@ -385,6 +367,3 @@ _COMMANDS: dict[type[Any], Callable[[Any], int]] = {
     Doctor: _doctor,
     **dict(cli_data.COMMANDS.values()),
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,6 +23,7 @@ RANKS = {
     7: ("training", "evaluation"),
     8: ("cli_data", "cli_options"),
     9: ("cli",),
+    10: ("__main__",),
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 ALONE = {"accelerate": {"training", "distributed"}, "wandb": {"tracking"}}
@@ -118,7 +119,7 @@ def calls(name: str) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name not in ("cli", "cli_data")])
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in ("__main__", "cli", "cli_data")])
 def test_nobody_but_the_command_line_prints(name: str) -> None:
     assert [node.lineno for called, node in calls(name) if called == "print"] == []
 

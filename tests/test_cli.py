@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 import sas
-from sas.cli import main, run
+from sas.__main__ import OVERVIEW, main
+from sas.cli import COMMANDS, run
 from sas.cli_options import Train
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.data.split import cutout_part
@@ -25,7 +26,6 @@ from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("demo", "sample", "train", "evaluate", "compose", "doctor")
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -89,8 +89,8 @@ def test_unknown_command(call: Call, word: str, hint: str) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["sample", "--help"], ["smaple"]])
 def test_torch_is_not_imported_to_say_so(arguments: list[str]) -> None:
     program = (
-        "import sys\nimport sas.cli\nassert 'torch' not in sys.modules, 'import'\n"
-        f"sas.cli.main({arguments})\nassert 'torch' not in sys.modules, 'call'"
+        "import sys\nimport sas.__main__\nassert 'torch' not in sys.modules, 'import'\n"
+        f"sas.__main__.main({arguments})\nassert 'torch' not in sys.modules, 'call'"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -99,9 +99,14 @@ def test_torch_is_not_imported_to_say_so(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_help_says_of_each_command_what_the_command_says_of_itself() -> None:
+    described = {name: (command.__doc__ or "").splitlines()[0] for name, command in COMMANDS.items()}
+    assert {name: words for name, words in OVERVIEW.items() if name not in ("data", "--version")} == described
+
+
 def test_module_can_be_run(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sas.cli", "--version"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "sas", "--version"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"sas-amodal {sas.__version__}\n")

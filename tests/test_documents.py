@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sas.cli import main
+from sas.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()

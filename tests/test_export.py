@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
-from sas.cli import main
+from sas.__main__ import main
 from sas.export import export_onnx
 from sas.factory import build_model, build_pipeline
 from sas.pipeline import SASPipeline

@@ -93,9 +93,7 @@ def test_installed_package_is_the_one_that_is_imported(site: Path, installed: di
 
 
 def test_demo_runs_from_another_folder(installed: dict[str, str], tmp_path: Path) -> None:
-    told = start(
-        sys.executable, "-m", "sas.cli", "demo", "--out", "results", "--scenes", 1, cwd=tmp_path, env=installed
-    )
+    told = start(sys.executable, "-m", "sas", "demo", "--out", "results", "--scenes", 1, cwd=tmp_path, env=installed)
     assert "scene-0" in told
     assert (tmp_path / "results" / "scene-0" / "result.json").is_file()
     with Image.open(tmp_path / "results" / "demo" / "overview.png") as sheet:

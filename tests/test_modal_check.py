@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tiny import tiny_config
 
-from sas.cli import main
+from sas.__main__ import main
 from sas.config import ConfigError, load_config
 from sas.data.folders import open_scenes
 from sas.data.formats.codes import CODES

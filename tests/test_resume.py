@@ -242,7 +242,7 @@ def test_the_command_line_stops_when_told(folder: Path, tmp_path: Path) -> None:
         "--out", "run", "--cpu", "--data.scenes", str(folder / "scenes"), "--data.image-size", "16", "--data.mask-size", "16",
         "--model.name", "unet", "--model.channels", "8", "16", "--model.norm-groups", "4", "--training.batch-size", "2", "--logging.log-every", "1",
     ]  # fmt: skip
-    command = [sys.executable, "-c", "import sys; from sas.cli import main; sys.exit(main())", "train", *options]
+    command = [sys.executable, "-c", "import sys; from sas.__main__ import main; sys.exit(main())", "train", *options]
     process = subprocess.Popen(
         command, env=program_environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sas.cli import main, run
+from sas.__main__ import main
+from sas.cli import run
 from sas.cli_options import Sample
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
@@ -375,7 +376,7 @@ def test_script_from_another_folder(weights: Path, tmp_path: Path) -> None:
 
 FULL_DISK = """
 import resource, sys
-from sas.cli import main
+from sas.__main__ import main
 from sas.overview import overview  # what is loaded now need not be written to a cache
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 sys.dont_write_bytecode = True

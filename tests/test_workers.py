@@ -507,7 +507,7 @@ def test_the_command_line_tells_of_a_damaged_picture_in_one_line(whole: Path, tm
     (tmp_path / "scenes" / "images" / "scene3.png").write_bytes(b"no picture")
     (tmp_path / "config.yaml").write_text((whole / "run" / "config.yaml").read_text())
     command = ["train", "config.yaml", "--out", "run", "--cpu", "--data.workers", "2", "--data.scenes", "scenes"]
-    run = Run(tmp_path, "-m", "sas.cli", *command)
+    run = Run(tmp_path, "-m", "sas", *command)
     errors = run.end()
     assert run.process.returncode == 1 and "Traceback" not in errors and "DataLoader" not in errors
     assert re.search(
