@@ -136,7 +136,8 @@ class ModelSettings(Settings):
     name: Literal["unet", "split"] = "split"
     """Which network: the paper's UNet over image and masks together, or an image encoder and a light denoiser."""
     encoder: str = "conv"
-    """Image encoder of the split network: "conv" (from scratch), "efficientnet_lite0", "timm/NAME", or a registered one."""
+    """Image encoder of the split network: "conv" (from scratch), "efficientnet_lite0" (to stride 16), "efficientnet_lite0_deep" (to 32, for
+    images of 256), "timm/NAME", or a registered one."""
     encoder_widths: tuple[int, ...] = (32, 64, 128)
     """Widths of the "conv" encoder's maps at strides 4, 8 and 16."""
     pretrained: bool = False

@@ -251,7 +251,9 @@ class Trainer:
         config, device = self.config, self.accelerator.device
         self.model = build_model(config, pretrained=self._init_from is None)
         if self._init_from is not None:
-            _copy_weights(self.model, self._init_from, split=data_split(config.data))
+            _copy_weights(
+                self.model, self._init_from, split=data_split(config.data), pretrained=config.model.pretrained
+            )
         if config.model.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.model.to(device, memory_format=torch.channels_last)
@@ -501,10 +503,11 @@ def _parameter_groups(model: nn.Module, *, encoder_rate: float) -> list[dict[str
     return [{"params": rest, "factor": 1.0}, {"params": list(encoder.parameters()), "factor": encoder_rate}]
 
 
-def _copy_weights(model: nn.Module, weights: str | Path, *, split: str) -> None:
-    """Start from the network of a saved pipeline; InputError if its architecture or its division of the data differs.
+def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrained: bool) -> None:
+    """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs.
 
-    A `Fusion` that the saved network lacks may begin anew: it adds nothing before it is trained.
+    What leads to the denoiser may be new: a `Fusion` that the saved network lacks, which adds nothing before it is trained; and, with another
+    encoder or image size, the encoder's parts that the saved one lacks (from ImageNet features if `pretrained`) and all necks.
     """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
@@ -513,18 +516,32 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str) -> None:
             "seen what is held out; set data.split to none, or start from weights of the same split"
         )
     saved, own = pipe.model.state_dict(), model.state_dict()
-    fused = any(name.startswith("fuse.") for name in saved)
-    state = saved if fused else {**{name: own[name] for name in own if name.startswith("fuse.")}, **saved}
-    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape] + [
-        n for n in state if n not in own
-    ]
+    before, now = pipe.model.config, getattr(model, "config", {})
+    reads_anew = any(before.get(name) != now.get(name) for name in ("encoder", "image_size"))
+    may_begin = () if any(name.startswith("fuse.") for name in saved) else ("fuse.",)
+    if reads_anew:
+        may_begin = (*may_begin, "image_encoder.", "necks.")
+        saved = {
+            n: t
+            for n, t in saved.items()
+            if not n.startswith(may_begin) or (n.startswith("image_encoder.") and n in own)
+        }
+    new = [n for n in own if n.startswith(may_begin) and (n not in saved or saved[n].shape != own[n].shape)]
+    wrong = [n for n in own if n not in new and (n not in saved or saved[n].shape != own[n].shape)]
+    wrong += [n for n in saved if n not in own]
     if wrong:
         raise InputError(
             f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with"
         )
-    model.load_state_dict(state)
-    if len(state) > len(saved):
-        logger.info("init_from %s has no fusion of the encoder's maps: that begins untrained", weights)
+    if pretrained and any(n.startswith("image_encoder.") for n in new):
+        model.load_pretrained_encoder()  # type: ignore[operator]
+        own = model.state_dict()
+    model.load_state_dict({n: own[n] if n in new else saved[n] for n in own})
+    if new:
+        parts = ", ".join(sorted({n.split(".")[0] for n in new}))
+        logger.info(
+            "init_from %s lacks parts of this network, which begin anew: %s (%d tensors)", weights, parts, len(new)
+        )
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:

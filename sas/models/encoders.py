@@ -58,7 +58,7 @@ class _Residual(nn.Module):
         return x + self.conv2(functional.silu(self.norm2(h)))
 
 
-# EfficientNet-lite0 up to stride 16 (Tan & Le 2019, its "lite" variant): expansion, width, kernel, stride of each block.
+# EfficientNet-lite0 (Tan & Le 2019, its "lite" variant): expansion, width, kernel, stride of each block up to stride 16, and of two more.
 LITE0_BLOCKS = (
     (1, 16, 3, 1),
     *((6, 24, 3, 2), (6, 24, 3, 1)),
@@ -66,33 +66,34 @@ LITE0_BLOCKS = (
     *((6, 80, 3, 2), (6, 80, 3, 1), (6, 80, 3, 1)),
     *((6, 112, 5, 1), (6, 112, 5, 1), (6, 112, 5, 1)),
 )
+LITE0_DEEP_BLOCKS = ((6, 192, 5, 2), (6, 192, 5, 1))
 
 
 class EfficientNetLite0(nn.Module):
     """EfficientNet-lite0 without its last stage: maps at strides 2, 4, 8 and 16, 0.84 million parameters.
 
+    deep: with the first two blocks of that stage, and a map at stride 32, 1.53 million parameters; for images of 256 pixels and more.
     Batch normalisation is folded into the convolutions, so that there are no running statistics to average, save or resume.
     """
 
-    strides = (2, 4, 8, 16)
-    widths = (16, 24, 40, 112)
-
-    def __init__(self) -> None:
+    def __init__(self, *, deep: bool = False) -> None:
         super().__init__()
+        self.strides = (2, 4, 8, 16, 32) if deep else (2, 4, 8, 16)
+        self.widths = (16, 24, 40, 112, 192) if deep else (16, 24, 40, 112)
         self.stem = _SameConv(3, 32, kernel=3, stride=2)
         self.blocks = nn.ModuleList()
         before = 32
-        for expansion, width, kernel, stride in LITE0_BLOCKS:
+        for expansion, width, kernel, stride in LITE0_BLOCKS + (LITE0_DEEP_BLOCKS if deep else ()):
             self.blocks.append(_InvertedResidual(before, width, expansion=expansion, kernel=kernel, stride=stride))
             before = width
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Maps of float (B, 3, H, W); H and W are multiples of 16."""
+        """Maps of float (B, 3, H, W); H and W are multiples of the last stride."""
         x = functional.relu6(self.stem(image))
         maps = []
         for number, block in enumerate(self.blocks):
             x = block(x)
-            if number in (0, 2, 4, 10):
+            if number in (0, 2, 4, 10, 12):
                 maps.append(x)
         return maps
 
@@ -215,20 +216,20 @@ def register_encoder(name: str, build: Callable[[], nn.Module]) -> None:
     _REGISTERED[name] = build
 
 
-BUILT_IN = ("conv", "efficientnet_lite0")
+BUILT_IN = ("conv", "efficientnet_lite0", "efficientnet_lite0_deep")
 
 
 def build_encoder(name: str, *, widths: Sequence[int], norm_groups: int) -> nn.Module:
-    """The untrained encoder of a name: "conv", "efficientnet_lite0", "timm/NAME", or a registered one."""
+    """The untrained encoder of a name: one of `BUILT_IN`, "timm/NAME", or a registered one."""
     if name == "conv":
         return ConvEncoder(widths, norm_groups=norm_groups)
-    if name == "efficientnet_lite0":
-        return EfficientNetLite0()
+    if name in ("efficientnet_lite0", "efficientnet_lite0_deep"):
+        return EfficientNetLite0(deep=name.endswith("deep"))
     if name.startswith("timm/"):
         return TimmEncoder(name.removeprefix("timm/"))
     if name in _REGISTERED:
         return _REGISTERED[name]()
     raise InputError(
-        f'encoder must be "conv", "efficientnet_lite0", "timm/NAME" or a registered one, got {name!r}; choose one of them, or register it '
+        f'encoder must be one of {", ".join(BUILT_IN)}, "timm/NAME" or a registered one, got {name!r}; choose one of them, or register it '
         "with sas.models.register_encoder"
     )
