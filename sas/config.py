@@ -282,8 +282,8 @@ class SamplingSettings(Settings):
 class TrainingSettings(Settings):
     """The trainer."""
 
-    seed: int = Field(0, ge=0)
-    """Seed of everything random in training."""
+    seed: int = Field(0, ge=0, lt=1_000_000)
+    """Seed of everything random in training; from a million on seeds are those of validation and test scenes."""
     steps: int = Field(10_000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(32, ge=1)

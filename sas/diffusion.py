@@ -67,8 +67,9 @@ class DiffusionObjective:
     high_noise_bias: 0 draws t uniformly; larger values draw it with density proportional to t^bias.
     layers, corruption: see `sas.items.layer_items`. image_range: see `in_range`.
     stop_weight: weight of the cross-entropy of the second output channel, a logit that the target is empty; 0: no such channel.
-    rollout: share of pictures whose cumulative masks are what the network itself has drawn so far, in one step a layer. energy_weight:
-    weight of an energy score of `energy_members` one-step samples, which keeps them diverse. Both need x_0 logits.
+    rollout: share of pictures whose cumulative masks are what the network itself has drawn so far, in one step a layer (with averaged
+    weights, where `loss` is given a network that has them). energy_weight: weight of an energy score of `energy_members` one-step
+    samples, which keeps them diverse. Both need x_0 logits.
     """
 
     def __init__(
@@ -111,12 +112,18 @@ class DiffusionObjective:
         self.rollout = rollout
         self.energy_weight, self.energy_members = energy_weight, energy_members
 
-    def loss(self, model: MaskDenoiser, batch: SceneBatch, keys: Keys) -> dict[str, torch.Tensor]:
-        """Losses of each training item of a batch: "loss" (what to minimise) and its parts, each float (M,)."""
+    def loss(
+        self, model: MaskDenoiser, batch: SceneBatch, keys: Keys, *, averaged: MaskDenoiser | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Losses of each training item of a batch: "loss" (what to minimise) and its parts, each float (M,).
+
+        averaged: the network with averaged weights, which draws the roll-out as it will when sampling; None: `model` draws it.
+        """
         items = layer_items(batch, keys, layers=self.layers, corruption=self.corruption)
-        encoded = model.encode(in_range(batch.image, self.image_range))
+        image = in_range(batch.image, self.image_range)
+        encoded = model.encode(image)
         if self.rollout:
-            items = self._with_own_cumulative(model, encoded, items, keys)
+            items = self._with_own_cumulative(averaged or model, None if averaged else encoded, image, items, keys)
         features = select_rows(encoded, items.picture)
         x_0, noise, timestep = self._draw(items, keys)
         x_t = self.add_noise(x_0, noise, timestep)
@@ -150,20 +157,30 @@ class DiffusionObjective:
         return model(x_t, last, condition(cumulative), features)[:, :1].float().sigmoid()
 
     @torch.no_grad()
-    def _with_own_cumulative(self, model: MaskDenoiser, encoded: Features, items: Items, keys: Keys) -> Items:
+    def _with_own_cumulative(
+        self, model: MaskDenoiser, encoded: Features | None, image: torch.Tensor, items: Items, keys: Keys
+    ) -> Items:
         """The items of some pictures with the cumulative mask that the network, drawing layer after layer by itself, would stand at."""
         chosen = keys.uniform("rollout") < self.rollout
         last = torch.zeros(len(keys), dtype=torch.int64).scatter_reduce(
             0, items.picture.cpu(), items.layer.cpu(), "amax"
         )
         depth = last * chosen
+        drawing = torch.where(depth > 0)[0]
+        places = drawing.to(image.device)
+        if encoded is not None:
+            features = select_rows(encoded, places)
+        elif len(drawing):
+            features = model.encode(image[places])
         height, width = items.target.shape[-2:]
         found = torch.zeros(len(keys), 1, height, width, dtype=torch.bool, device=items.target.device)
         stands = [found]
         for layer in range(int(depth.max())):
-            noise = keys.normal(f"rollout-{layer}", 1, height, width).to(found.device)
-            rows = torch.where(depth > layer)[0].to(found.device)
-            drawn = self._one_step(model, select_rows(encoded, rows), found[rows], noise[rows]) > 0.5
+            noise = keys.normal(f"rollout-{layer}", 1, height, width)
+            at = torch.where(depth[drawing] > layer)[0]
+            rows = drawing[at].to(found.device)
+            some = select_rows(features, at.to(found.device))
+            drawn = self._one_step(model, some, found[rows], noise[drawing[at]].to(found.device)) > 0.5
             found = found.index_copy(0, rows, found[rows] | drawn)
             stands.append(found)
         own = torch.stack(stands)[items.layer.clamp(max=len(stands) - 1), items.picture]

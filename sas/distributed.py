@@ -39,7 +39,8 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
             f'training.precision must be "no" on the CPU, got "{precision}": half precision is emulated there and many times slower; '
             "use a GPU, or leave it out"
         )
-    # The model's buffers never change in training, so they need no broadcast; that would cost a round trip a step.
+    # No buffers of our own networks change in training, so they need no broadcast, which would cost a round trip a step. The running
+    # statistics of an encoder brought along are those of the first process.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain])
     if accelerator.distributed_type not in SUPPORTED:

@@ -25,19 +25,21 @@ def consensus(members: torch.Tensor, void: torch.Tensor, *, rule: ConsensusRule 
     """The mask kept for each state, bool (b, h, w), from the members that are not void.
 
     "medoid": the member with the smallest L1 distance to the mean of them (SAS; the first one on ties), a shape that was really
-    drawn. "mean": pixels in more than half of them, which may be a shape that no member has. All void: an empty mask.
+    drawn. "mean": pixels in more than half of them, which may be a shape that no member has; the medoid where members agree on no
+    pixel, so that what they found is not lost. All void: an empty mask.
     """
     usable = ~void
     weight = usable.float()[:, :, None, None]
-    mean = (members * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-    if rule == "mean":
-        return mean > 0.5
     # L1 distance times the number of usable members: whole numbers, so that rounding decides no tie.
     total, count = (members * weight).sum(dim=1, keepdim=True), weight.sum(dim=1, keepdim=True)
     distance = reduce((members * count - total).abs(), "b e h w -> b e", "sum")
     nearest = distance.masked_fill(void, torch.inf).argmin(dim=1)
     chosen = members[torch.arange(len(members), device=members.device), nearest]
-    return chosen & usable.any(dim=1)[:, None, None]
+    medoid = chosen & usable.any(dim=1)[:, None, None]
+    if rule == "medoid":
+        return medoid
+    majority = (2 * total > count)[:, 0]
+    return torch.where(majority.flatten(1).any(dim=1)[:, None, None], majority, medoid)
 
 
 def probability(soft: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -45,14 +46,14 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
 
     encoder: image float32 (batch, 3, H, W) in [-1, 1] -> feature_0, feature_1, ... denoiser: noisy (rows, 1, h, w), timestep int64
     (rows,), cumulative (rows, 1, h, w) in {-1, 1}, feature_0, ... -> output (rows, C, h, w). Batch and rows are free.
-    InputError: the extra `onnx` is not installed.
+    The pipeline stays as it is. InputError: the extra `onnx` is not installed.
     """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError("export needs packages that are not installed; pip install 'sas-amodal[onnx]'") from error
-    model, config = pipe.model.float().cpu().eval(), pipe.config
+    model, config = copy.deepcopy(pipe.model).float().cpu().eval(), pipe.config
     image = torch.zeros(2, 3, config.image_size, config.image_size)
     masks = torch.zeros(2, 1, config.mask_size, config.mask_size)
     encoder = _Encoder(model)

@@ -135,7 +135,7 @@ def build_pipeline(config: Config, model: ConcatUNet | SplitDenoiser, *, model_i
         void_area=sampling.void_area,
         refine=sampling.refine,
         merge_disjoint=sampling.merge_disjoint,
-        stop_head=config.model.name == "split",
+        stop_head=config.model.name == "split" and config.diffusion.stop_weight > 0,
         stop_threshold=sampling.stop_threshold,
         max_layers=sampling.max_layers,
         shared_cumulative=sampling.cumulative == "shared",

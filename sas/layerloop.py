@@ -142,7 +142,7 @@ def _judge(state: LoopState, row: int, found: AcceptedLayer, void: torch.Tensor,
         votes=_put(state.votes, row, int(void.sum())),
         passes=_put(state.passes, row, state.passes[row] + 1),
     )
-    if bool(void.all()):
+    if bool(void.all()) or not bool(found.mask.any()):
         return replace(state, stop=_put(state.stop, row, "empty"))
     taken = (
         repeat(found.mask, "h w -> e 1 h w", e=len(before))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -489,6 +490,7 @@ class SASPipeline(DiffusionPipeline):
                 f'scheduler must have prediction_type "sample" for these weights, got {prediction!r}: '
                 "make it with from_config(pipe.scheduler.config)"
             )
+        _check_scheduler(self.scheduler)
         if settings.mode == "marginal" and prediction == "epsilon":
             raise ValueError(
                 'mode "marginal" needs weights that predict x_0 or v, got prediction_type "epsilon": use mode="diffusion"'
@@ -497,6 +499,21 @@ class SASPipeline(DiffusionPipeline):
             raise ValueError(
                 f"dtype must be float32 on the CPU, got {self.dtype}: half precision is emulated there; use pipe.to(torch.float32)"
             )
+
+
+def _check_scheduler(scheduler: Any) -> None:
+    """ValueError for a scheduler that accepts a prediction type in its configuration and refuses it at its first step."""
+    probe, mask = copy.deepcopy(scheduler), torch.zeros(1, 1, 2, 2)
+    try:
+        probe.set_timesteps(2)
+        with torch.random.fork_rng(devices=[]):
+            probe.step(mask, probe.timesteps[0], probe.scale_model_input(mask, probe.timesteps[0]))
+    except (NotImplementedError, ValueError) as error:
+        name, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type")
+        raise ValueError(
+            f"scheduler must be one that works with prediction_type {prediction!r}, got {name} ({_first_line(error)}): "
+            "use DDIMScheduler, DDPMScheduler or DPMSolverMultistepScheduler"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -52,13 +52,14 @@ class NonFiniteError(RuntimeError):
 class _Losses(nn.Module):
     """Network and objective as one module, so that data parallelism sees every use of the weights."""
 
-    def __init__(self, model: nn.Module, objective: Any) -> None:
+    def __init__(self, model: nn.Module, objective: Any, averaged: nn.Module | None) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self._averaged = (averaged,)  # in a tuple, so that its weights are none of this module's
 
     def forward(self, batch: SceneBatch, keys: Keys) -> dict[str, torch.Tensor]:
-        return self.objective.loss(self.model, batch, keys)
+        return self.objective.loss(self.model, batch, keys, averaged=self._averaged[0])
 
 
 class Trainer:
@@ -93,6 +94,7 @@ class Trainer:
         )
         self.step = 0
         self.best = -math.inf
+        self.averaged: nn.Module | None = None
         self._window: dict[str, float] = {}
         self._restart = restart
         self._init_from = init_from
@@ -256,6 +258,8 @@ class Trainer:
             )
         if config.model.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
+        if not config.diffusion.stop_weight and hasattr(self.model, "stop"):
+            self.model.stop.requires_grad_(False)  # DDP waits for the gradient of each weight that wants one
         self.model.to(device, memory_format=torch.channels_last)
         self.ema = EMAModel(self.model.parameters(), decay=config.training.ema_decay)
         self.ema.to(device)
@@ -265,10 +269,27 @@ class Trainer:
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
         )
-        network: Any = torch.compile(self.model) if training.compile else self.model
-        self.losses, self.optimizer = self.accelerator.prepare(_Losses(network, build_objective(config)), optimizer)
+        if config.diffusion.rollout and training.sample_weights == "ema":
+            averaged_model = build_model(config).to(device, memory_format=torch.channels_last)
+            self.averaged = averaged_model.eval().requires_grad_(False)
+            self._share_averages()
+        network: Any = self.model
+        averaged: Any = self.averaged
+        if training.compile:
+            network, averaged = _compiled(network), averaged and _compiled(averaged)
+        losses = _Losses(network, build_objective(config), averaged)
+        self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
         self.source = build_source(config, device=device)
         self._validation_batch: SceneBatch | None = None
+
+    def _share_averages(self) -> None:
+        """Let `averaged` hold the moving averages themselves, so that there is nothing to copy after each step."""
+        if self.averaged is None:
+            return
+        for own, average in zip(self.averaged.parameters(), self.ema.shadow_params, strict=True):
+            own.data = average.data
+        for shared, buffer in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+            shared.data = buffer.data
 
     def _named(self) -> list[str]:
         return [name for name, _ in self.model.named_parameters()]
@@ -308,6 +329,7 @@ class Trainer:
             for name, p in zip(self._named(), self.model.parameters(), strict=True)
         ]
         self.ema.optimization_step = state["ema_steps"]
+        self._share_averages()
         self.optimizer.load_state_dict(optimizer_from_tensors(checkpoint.tensors["optimizer"], state["optimizer"]))
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -503,11 +525,18 @@ def _parameter_groups(model: nn.Module, *, encoder_rate: float) -> list[dict[str
     return [{"params": rest, "factor": 1.0}, {"params": list(encoder.parameters()), "factor": encoder_rate}]
 
 
+def _compiled(model: Any) -> Any:
+    """A network with both entrances compiled: `encode`, which a module's compilation leaves out, and `forward`."""
+    model.encode = torch.compile(model.encode)
+    return torch.compile(model)
+
+
 def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrained: bool) -> None:
     """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs.
 
-    What leads to the denoiser may be new: a `Fusion` that the saved network lacks, which adds nothing before it is trained; and, with another
-    encoder or image size, the encoder's parts that the saved one lacks (from ImageNet features if `pretrained`) and all necks.
+    What leads to the denoiser may be new: a `Fusion` that the saved network lacks, which adds nothing before it is trained; all necks, with
+    another encoder or image size; and the encoder (from ImageNet features if `pretrained`), of which EfficientNet-lite0 and its deep variant
+    take over what they share.
     """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
@@ -517,15 +546,13 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrain
         )
     saved, own = pipe.model.state_dict(), model.state_dict()
     before, now = pipe.model.config, getattr(model, "config", {})
-    reads_anew = any(before.get(name) != now.get(name) for name in ("encoder", "image_size"))
-    may_begin = () if any(name.startswith("fuse.") for name in saved) else ("fuse.",)
-    if reads_anew:
-        may_begin = (*may_begin, "image_encoder.", "necks.")
-        saved = {
-            n: t
-            for n, t in saved.items()
-            if not n.startswith(may_begin) or (n.startswith("image_encoder.") and n in own)
-        }
+    may_begin = () if any(n.startswith("fuse.") for n in saved) else ("fuse.",)
+    if any(before.get(name) != now.get(name) for name in ("encoder", "image_size")):
+        may_begin = (*may_begin, "necks.", "image_encoder.")
+        kept = (
+            ("image_encoder.",) if all("efficientnet_lite0" in str(one.get("encoder")) for one in (before, now)) else ()
+        )
+        saved = {n: t for n, t in saved.items() if not n.startswith(may_begin) or (n.startswith(kept) and n in own)}
     new = [n for n in own if n.startswith(may_begin) and (n not in saved or saved[n].shape != own[n].shape)]
     wrong = [n for n in own if n not in new and (n not in saved or saved[n].shape != own[n].shape)]
     wrong += [n for n in saved if n not in own]

@@ -590,6 +590,17 @@ def test_rollout_is_what_the_network_would_have_found() -> None:
         assert torch.equal(seen[m], expected), (m, layer)
 
 
+def test_rollout_is_drawn_with_averaged_weights_where_there_are_any() -> None:
+    batch, keys = make_batch(), Keys(0, 0, (0, 1, 2))
+    wrong = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    wrong[0, :3] = True
+    trained, averaged = Constant({}), Constant({0: wrong})
+    logit_objective(rollout=1.0).loss(trained, batch, keys, averaged=averaged)
+    assert len(trained.cumulative) == 1, "the trained network draws nothing"
+    for seen, layer in zip(trained.cumulative[0][:, 0], layer_items(batch, keys).layer.tolist(), strict=True):
+        assert torch.equal(seen, wrong if layer else torch.zeros_like(wrong))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_rollout_takes_its_share_of_pictures(share: float) -> None:
     batch, touched, steps = make_batch(), 0, 40

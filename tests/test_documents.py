@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sas.__main__ import main
+from sas.pretrained import DEFAULT_WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -120,3 +122,11 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_shipped_weights_are_small_and_their_card_names_their_split() -> None:
+    """They stay in the history for good: at most 12 MB."""
+    assert sum(path.stat().st_size for path in DEFAULT_WEIGHTS.rglob("*") if path.is_file()) < 12e6
+    settings = json.loads((DEFAULT_WEIGHTS / "model_index.json").read_text())
+    card = (DEFAULT_WEIGHTS / "README.md").read_text()
+    assert f"`{settings['data_split']}`" in card and f"# Model card: {settings['model_id']}\n" in card

@@ -63,7 +63,18 @@ def test_mean_keeps_pixels_of_more_than_half(pair: tuple[np.ndarray, np.ndarray]
     result = consensus(torch.from_numpy(members), torch.from_numpy(void), rule="mean").numpy()
     for b in range(len(members)):
         usable = members[b][~void[b]]
-        assert (result[b] == (2 * usable.sum(axis=0) > max(len(usable), 1))).all()
+        most = 2 * usable.sum(axis=0) > max(len(usable), 1)
+        if most.any() or not len(usable):
+            assert (result[b] == most).all()
+        else:  # nothing in common: not nothing at all
+            assert (result[b] == consensus(torch.from_numpy(members), torch.from_numpy(void))[b].numpy()).all()
+
+
+def test_members_that_found_different_things_have_not_found_nothing() -> None:
+    members = torch.zeros(1, 3, 4, 4, dtype=torch.bool)
+    members[0, 0, 0], members[0, 1, 3] = True, True
+    void = torch.tensor([[False, False, True]])
+    assert torch.equal(consensus(members, void, rule="mean")[0], members[0, 0])
 
 
 def test_void_members_have_no_vote() -> None:

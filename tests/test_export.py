@@ -29,6 +29,7 @@ LITE = {
     "model_patch": 1,
     "model_channels": (8, 16, 16, 16),
 }
+DEEP = {**LITE, "model_encoder": "efficientnet_lite0_deep", "data_image_size": 64, "model_fusion": (8, 16, 16, 16)}
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the exporter warns of its own future
 
 
@@ -42,7 +43,7 @@ def pipe_of(settings: dict) -> SASPipeline:
     return build_pipeline(config, model.eval(), model_id="tiny")
 
 
-@pytest.mark.parametrize("settings", [SPLIT, LITE, {}], ids=["conv", "efficientnet", "unet"])
+@pytest.mark.parametrize("settings", [SPLIT, LITE, DEEP, {}], ids=["conv", "efficientnet", "deep with fusion", "unet"])
 @torch.no_grad()
 def test_equal_to_torch(settings: dict, tmp_path: Path) -> None:
     pipe = pipe_of(settings)

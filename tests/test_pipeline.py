@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    PNDMScheduler,
+)  # fmt: skip
 from PIL import Image
 from torch import nn
 
@@ -722,6 +729,16 @@ def test_scheduler_that_predicts_something_else_is_refused(tiny_pipe: SASPipelin
     tiny_pipe.scheduler = DDIMScheduler(prediction_type="epsilon")
     with pytest.raises(
         ValueError, match=r'scheduler must have prediction_type "sample" .*got \'epsilon\': make it with'
+    ):
+        tiny_pipe(picture(), **QUICK)
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, EulerAncestralDiscreteScheduler])
+def test_scheduler_that_cannot_predict_x_0_is_refused(tiny_pipe: SASPipeline, kind: Any) -> None:
+    """They take the setting and refuse it at their first step, in words of their own."""
+    tiny_pipe.scheduler = kind.from_config(tiny_pipe.scheduler.config)
+    with pytest.raises(
+        ValueError, match=rf"works with prediction_type 'sample', got {kind.__name__} \(.*\): use DDIMScheduler, "
     ):
         tiny_pipe(picture(), **QUICK)
 

@@ -442,6 +442,35 @@ def test_resume_is_exact_with_two_learning_rates(tmp_path: Path) -> None:
         assert torch.equal(tensor, second.model.state_dict()[name]), name
 
 
+def test_the_rollout_is_drawn_by_the_moving_average_itself(tmp_path: Path) -> None:
+    config = tiny_config(
+        **SPLIT, data_scenes=write_scenes(tmp_path / "scenes"), training_steps=3, diffusion_rollout=0.5
+    )
+    trainer = Trainer(config, tmp_path / "run", cpu=True, progress=False)
+    trainer.run()
+    resumed = Trainer(config, tmp_path / "run", cpu=True, progress=False)
+    resumed.run()
+    for one in (trainer, resumed):
+        assert one.averaged is not None
+        drawn_by = dict(one.averaged.named_parameters())
+        for (name, own), average in zip(one.model.named_parameters(), one.ema.shadow_params, strict=True):
+            assert drawn_by[name].data_ptr() == average.data_ptr(), name
+            assert own.data_ptr() != average.data_ptr()
+    assert any(
+        not torch.equal(a, b) for a, b in zip(trainer.averaged.parameters(), trainer.model.parameters(), strict=True)
+    )  # type: ignore[union-attr]
+
+
+def test_without_a_stop_loss_the_stop_output_is_left_alone(tmp_path: Path) -> None:
+    config = tiny_config(
+        **SPLIT, data_scenes=write_scenes(tmp_path / "scenes"), training_steps=2, diffusion_stop_weight=0.0
+    )
+    trainer = Trainer(config, tmp_path / "run", cpu=True, progress=False)
+    pipe = trainer.run()
+    assert not pipe.config.stop_head and not pipe.model.stop.weight.any()
+    assert all(parameter.grad is not None for parameter in trainer.model.parameters() if parameter.requires_grad)
+
+
 def test_calibration_recovers_scale_and_shift() -> None:
     """Logits that are true to the facts once halved and shifted: the fit must find that."""
     config = tiny_config(**SPLIT, data_objects=(0, 2), data_classes=2)

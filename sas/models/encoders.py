@@ -70,9 +70,9 @@ LITE0_DEEP_BLOCKS = ((6, 192, 5, 2), (6, 192, 5, 1))
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-lite0 without its last stage: maps at strides 2, 4, 8 and 16, 0.84 million parameters.
+    """EfficientNet-lite0 without its last stage: maps at strides 2, 4, 8 and 16, 0.69 million parameters.
 
-    deep: with the first two blocks of that stage, and a map at stride 32, 1.53 million parameters; for images of 256 pixels and more.
+    deep: with the first two blocks of that stage, and a map at stride 32, 1.39 million parameters; for images of 256 pixels and more.
     Batch normalisation is folded into the convolutions, so that there are no running statistics to average, save or resume.
     """
 
