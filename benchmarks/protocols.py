@@ -29,10 +29,13 @@ from sas.result import LayeredResult
 from sas.scene import Scene
 from sas.training import Trainer
 
+SMALL = {**BASE, **UNET, "model.channels": (32, 56, 64)}
+"""A monolithic network of at most a million parameters, for masks of 32 x 32."""
+
 
 def train(steps: int, out: Path) -> Path:
     """The network, trained if it is not there yet; returns the folder of its pipeline."""
-    settings = {**BASE, **UNET, "model.channels": (32, 56, 64), "training.steps": steps}
+    settings = {**SMALL, "training.steps": steps}
     if not (out / "pipeline" / "model_index.json").exists():
         Trainer(load_config(None, settings), out).run()
     return out / "pipeline"

@@ -4,9 +4,9 @@
 
 protocol: a picture's time by the official protocol (the 83-million-parameter network at the same mask resolution, 3 members x 1000
 steps a layer, every layer and the empty one) from the measured time of one pass, multiplied out and not run, against ours, run.
-stock: the same network through a plain loop over a diffusers scheduler and through our sampler, at equal steps.
-photo: seconds for a picture of 512 x 512, and for 1 and 8 members. parts: encoder (its fusion included and alone) and denoiser at batch 8
-beside the matrix product, the machine's peak.
+stock: a small monolithic network, and the weights' own, through a plain loop over a diffusers scheduler and through our sampler, at equal
+steps. photo: seconds for a picture of 512 x 512, the whole call with its result and edge refinement, and for 1 and 8 members. parts: encoder
+(its fusion included and alone) and denoiser at batch 8 beside the matrix product, the machine's peak.
 growth: seconds against members, layers, picture size and batch. memory: most memory of a fresh process against the same.
 onnx: encoder and denoiser in onnxruntime beside torch (extra `onnx`). start: seconds of `sas --help` and of a first result.
 """
@@ -21,18 +21,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from protocols import SMALL
 from torch.utils.flop_counter import FlopCounterMode
 
 from sas.config import load_config
 from sas.diffusion import condition, scheduler_for
-from sas.factory import build_model
-from sas.geometry import Geometry
+from sas.factory import build_model, build_pipeline
 from sas.models import select_rows
 from sas.pipeline import SASPipeline
 from sas.seeding import generator_for
@@ -65,32 +67,41 @@ def picture(side: int, seed: int = 0) -> np.ndarray:
     return canvas
 
 
+@contextmanager
+def scripted(pipe: SASPipeline, layers: int) -> Iterator[None]:
+    """The network is run as ever, but what it says is put aside for bands from the top down, each overlapping the one before: any picture
+    has `layers` layers, and one pass more finds nothing."""
+    network, side = pipe.model.forward, pipe.config.mask_size
+    edges = torch.linspace(0, side, layers + 1).long().tolist()
+
+    def forward(noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, features: Any) -> torch.Tensor:
+        output = network(noisy, timestep, cumulative, features)
+        for row, found in enumerate((cumulative[:, 0, :, side // 2] > 0).sum(dim=1).tolist()):
+            done = edges.index(found)
+            output[row, 0] = -20
+            output[row, 0, max(0, found - 1) : edges[min(done + 1, layers)]] = 20 if done < layers else -20
+            output[row, 1:] = -20 if done < layers else 20
+        return output
+
+    pipe.model.forward = forward
+    try:
+        yield
+    finally:
+        del pipe.model.forward
+
+
 def fixed_work(
     pipe: SASPipeline, side: int, *, layers: int, members: int, steps: int, images: int = 1
 ) -> Callable[[], object]:
-    """`layers` passes and the one that would find nothing, over pictures of one size. A cumulative mask that stops growing would end
-    a picture early, so passes are driven by hand through the pipeline's own sampler."""
+    """The whole call, from pixels to refined masks at the pictures' size, for pictures of one size with `layers` layers each."""
     pictures = [picture(side, seed) for seed in range(images)]
-    config = pipe.config
 
     def work() -> None:
-        fits = [
-            Geometry.fit(height=side, width=side, size=config.image_size, mask_size=config.mask_size) for _ in pictures
-        ]
-        pixels = torch.stack([fit.to_model(one) for fit, one in zip(fits, pictures, strict=True)])
-        features = pipe.model.encode(pixels.to(pipe.device, pipe.dtype))
-        rows = torch.arange(images, device=pipe.device).repeat_interleave(members)
-        found = torch.zeros(
-            images * members, 1, config.mask_size, config.mask_size, dtype=torch.bool, device=pipe.device
-        )
-        sampler = pipe.sampler(steps=steps, rows=64)
-        for layer in range(layers + 1):
-            noise = [generator_for(0, layer, row) for row in range(len(rows))]
-            found = found | (sampler(pipe.model, features, found, noise, picture=rows)[:, :1] > 0.5)
-        for fit in fits:
-            fit.to_input(found[:layers, 0].float().cpu().numpy())
+        with scripted(pipe, layers):
+            results = pipe(pictures, ensemble_size=members, num_inference_steps=steps, max_layers=layers + 1)
+        assert [len(result) for result in results] == [layers] * images, [len(result) for result in results]
 
-    return torch.no_grad()(work)
+    return work
 
 
 def protocol(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
@@ -116,7 +127,14 @@ def protocol(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
 
 
 def stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
-    """The same network, members batched in both, 20 steps: a loop as diffusers' pipelines write it, and ours."""
+    """One network, members batched in both, 20 steps: a loop as diffusers' pipelines write it, and ours, taking turns; for the small
+    monolithic network of `benchmarks/protocols.py` (untrained: speed does not depend on it) and for the one of the weights."""
+    config = load_config(None, SMALL)
+    small = build_pipeline(config, build_model(config).eval())
+    return {"small monolithic": _stock(small, 4 * rounds), "the weights' network": _stock(pipe, 4 * rounds)}
+
+
+def _stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     size, members, steps = pipe.config.mask_size, 3, 20
     with torch.no_grad():
         features = pipe.model.encode(torch.zeros(1, 3, pipe.config.image_size, pipe.config.image_size))
@@ -137,23 +155,23 @@ def stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
         noise = [generator_for(0, row) for row in range(members)]
         return pipe.sampler(steps=steps, rows=64)(pipe.model, features, found, noise, picture=rows)
 
-    one, other = seconds(plain, rounds), seconds(ours, rounds)
+    pairs = [(seconds(plain, 1)[0], seconds(ours, 1)[0]) for _ in range(rounds)]
+    one, other = zip(*pairs, strict=True)
     return {
+        "parameters": sum(p.numel() for p in pipe.model.parameters()),
         "steps": steps,
         "members": members,
-        "plain_loop_s": one,
-        "ours_s": other,
-        "ours_over_plain": other[0] / one[0],
+        "plain_loop_s": (statistics.median(one), min(one), max(one)),
+        "ours_s": (statistics.median(other), min(other), max(other)),
+        "ours_over_plain": statistics.median(theirs / plains for plains, theirs in pairs),
     }
 
 
 def photo(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     timings = {m: seconds(fixed_work(pipe, 512, layers=5, members=m, steps=4), rounds) for m in (1, 3, 8)}
-    whole = picture(512)
     return {
         "members_1_s": timings[1], "members_3_s": timings[3], "members_8_s": timings[8],
         "members_8_over_1": timings[8][0] / timings[1][0],
-        "whole_call_with_result_s": seconds(lambda: pipe(whole, ensemble_size=3, num_inference_steps=4), rounds),
     }  # fmt: skip
 
 
@@ -208,15 +226,14 @@ def memory(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     """Most memory, MiB, of a fresh process that takes pictures apart, and of one that only loads the weights."""
     code = """
 import resource, sys
-import numpy as np
+sys.path.insert(0, "benchmarks")
 from sas import SASPipeline
+from speed import fixed_work
 side, members, images, layers = map(int, sys.argv[1:])
 pipe = SASPipeline.from_pretrained()
 pipe.set_progress_bar_config(disable=True)
-pipe.register_to_config(void_area=0.0, stop_threshold=1.0)
 if images:
-    random = np.random.default_rng(0)
-    pipe([random.integers(0, 255, (side, side, 3), dtype=np.uint8) for _ in range(images)], ensemble_size=members, max_layers=layers)
+    fixed_work(pipe, side, layers=layers, members=members, steps=4, images=images)()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -272,19 +289,21 @@ def onnx(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
 
 
 def start(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
-    def program(code: str) -> Callable[[], object]:
-        return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+    """Fresh processes on a warm cache: the overview, a result in Python, and a photograph from the command line with all its files."""
+    first = "import numpy, sys; from sas import SASPipeline; print(len(SASPipeline.from_pretrained()(numpy.load(sys.argv[1]))))"
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/picture.npy", picture(512))
+        Image.fromarray(picture(512)).save(f"{folder}/picture.png")
+        programs = {
+            "help_s": ["-m", "sas", "--help"],
+            "first_result_s": ["-c", first, f"{folder}/picture.npy"],
+            "sample_command_s": ["-m", "sas", "sample", f"{folder}/picture.png", "--out", f"{folder}/out"],
+        }
 
-    helping = "import sys; from sas.__main__ import main; sys.argv = ['sas', '--help']; main()"
-    first = (
-        "import numpy; from sas import SASPipeline; SASPipeline.from_pretrained()(numpy.zeros((512, 512, 3), 'uint8'))"
-    )
-    return {
-        "help_s": seconds(
-            program(f"try:\n    {helping.replace('; ', chr(10) + '    ')}\nexcept SystemExit:\n    pass"), rounds
-        ),
-        "first_result_s": seconds(program(first), rounds),
-    }
+        def program(given: list[str]) -> Callable[[], object]:
+            return lambda: subprocess.run([sys.executable, *given], check=True, capture_output=True, cwd=ROOT)
+
+        return {name: seconds(program(given), rounds) for name, given in programs.items()}
 
 
 def main() -> None:

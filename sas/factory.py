@@ -19,7 +19,7 @@ from sas.data.formats.registry import FORMATS, open_format
 from sas.data.shards import Shards
 from sas.data.solids import FAMILIES
 from sas.data.source import SceneLoader, SceneSource
-from sas.data.split import Part, cutout_part, part_of, split_hash
+from sas.data.split import TEST_FAMILIES, Part, cutout_part, part_of, split_hash
 from sas.diffusion import DiffusionObjective, MaskCodec
 from sas.io import InputError
 from sas.items import Corruption
@@ -185,11 +185,22 @@ def build_atlas(data: DataSettings, *, seed: int, part: Part = "train") -> Atlas
         atlases.append(atlas)
     if not data.cutouts or data.rendered:
         logger.info("rendering %d cutouts of %d classes", data.classes * data.views, data.classes)
-        families = data.families or FAMILIES
+        families = _families(data, part)
         atlases.append(
             Atlas.generated(seed=seed, classes=data.classes, views=data.views, size=data.sprite_size, families=families)
         )
     return Atlas.merged(atlases)
+
+
+def _families(data: DataSettings, part: Part) -> tuple[str, ...]:
+    """Families of rendered solids of a part; ConfigError if one that is for testing only is named for another part."""
+    held_out = TEST_FAMILIES if data.split == "by_name" and part != "test" else ()
+    if wrong := [family for family in data.families if family in held_out]:
+        raise ConfigError(
+            f'data.families must leave out {" and ".join(held_out)} with data.split "by_name", which keeps them for testing, got {wrong[0]}: '
+            "remove it, or set data.split to none"
+        )
+    return data.families or tuple(family for family in FAMILIES if family not in held_out)
 
 
 def _backgrounds(data: DataSettings, *, seed: int, part: Part, size: int) -> np.ndarray:

@@ -12,6 +12,8 @@ from typing import Literal
 Part = Literal["train", "validation", "test"]
 TEST_GROUPS = ("vehicle",)
 """Groups of cutouts (what stands before the first "__" of a name) that are for testing only."""
+TEST_FAMILIES = ("ring", "bottle")
+"""Families of rendered solids that are for testing only."""
 
 
 def part_of(key: str) -> Part:
