@@ -11,7 +11,8 @@ from PIL import Image
 from tiny import tiny_config
 
 from sas.config import ConfigError
-from sas.data.split import cutout_key, cutout_part, part_of, split_hash
+from sas.data.solids import FAMILIES
+from sas.data.split import TEST_FAMILIES, cutout_key, cutout_part, part_of, split_hash
 from sas.factory import build_atlas, build_composer, data_split
 from sas.io import InputError
 from sas.pipeline import SASPipeline
@@ -86,6 +87,25 @@ def test_rendered_beside_folders_is_drawn_equally_often(cutouts: Path) -> None:
     assert sum(rendered) == 4 and len(rendered) == 12
     own = [float(atlas.shares[group]) for group in range(len(atlas.shares))]
     assert sum(own) == pytest.approx(1) and sum(own[-2:]) == pytest.approx(0.5)
+
+
+def test_families_for_testing_stay_out_of_training(cutouts: Path) -> None:
+    divided = {
+        "data_cutouts": (str(cutouts / "cutouts"),),
+        "data_rendered": True,
+        "data_split": "by_name",
+        "data_classes": len(FAMILIES),
+    }
+    for part in ("train", "validation", "test"):
+        names = build_atlas(tiny_config(**divided).data, seed=0, part=part).names  # type: ignore[arg-type]
+        assert any(name.startswith(TEST_FAMILIES) for name in names) == (part == "test"), part
+    named = tiny_config(**divided, data_families=("box", "ring"))
+    with pytest.raises(
+        ConfigError,
+        match=r'data\.families must leave out ring and bottle with data\.split "by_name", .* got ring: remove it',
+    ):
+        build_atlas(named.data, seed=0)
+    assert any(name.startswith("ring") for name in build_atlas(named.data, seed=0, part="test").names)
 
 
 @pytest.mark.parametrize(
