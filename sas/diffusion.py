@@ -123,7 +123,10 @@ class DiffusionObjective:
         image = in_range(batch.image, self.image_range)
         encoded = model.encode(image)
         if self.rollout:
-            items = self._with_own_cumulative(averaged or model, None if averaged else encoded, image, items, keys)
+            if averaged is None:
+                items = self._with_own_cumulative(model, encoded, image, items, keys)
+            else:
+                items = self._with_own_cumulative(averaged, None, image, items, keys)
         features = select_rows(encoded, items.picture)
         x_0, noise, timestep = self._draw(items, keys)
         x_t = self.add_noise(x_0, noise, timestep)

@@ -276,7 +276,7 @@ class Trainer:
         network: Any = self.model
         averaged: Any = self.averaged
         if training.compile:
-            network, averaged = _compiled(network), averaged and _compiled(averaged)
+            network, averaged = _compiled(network), None if averaged is None else _compiled(averaged)
         losses = _Losses(network, build_objective(config), averaged)
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
         self.source = build_source(config, device=device)

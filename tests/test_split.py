@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config, write_scenes
+from tiny import read_metrics, tiny_config, write_scenes
 from torch import nn
 from torch.nn import functional
 
@@ -499,3 +500,28 @@ def test_calibration_recovers_scale_and_shift() -> None:
     scale, shift = calibrate_stop(pipe, batch)
     odds = float(torch.log(empty.sum() / (~empty).sum()))
     assert scale == pytest.approx(0.5, rel=0.15) and shift == pytest.approx(-3 + odds, abs=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_compiled_training_compiles_both_entrances_and_learns_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and guarded as for a GPU, but not translated, which would take minutes here."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    scenes = write_scenes(tmp_path / "scenes")
+    losses = {}
+    for compiled in (False, True):
+        config = tiny_config(
+            **SPLIT,
+            data_scenes=scenes,
+            training_steps=2,
+            training_compile=compiled,
+            diffusion_rollout=0.5,
+            data_layers=2,
+        )
+        trainer = Trainer(config, tmp_path / f"run-{compiled}", cpu=True, progress=False)
+        trainer.run()
+        losses[compiled] = [line["loss"] for line in read_metrics(tmp_path / f"run-{compiled}") if "loss" in line]
+        assert hasattr(trainer.model.encode, "_torchdynamo_orig_callable") == compiled
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-3)
