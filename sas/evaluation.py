@@ -256,7 +256,7 @@ def evaluate(
         "scored_sha256": digest.hexdigest(),
         "images": count,
         "images_without_order": sum("layer_ious" not in row for row in rows),
-        "command": shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "hardware": _hardware(),
         "versions": {
@@ -266,6 +266,12 @@ def evaluate(
         },
     }
     return Report(scores=aggregate(rows), info=info)
+
+
+def _program() -> str:
+    """The program as it was started: `sas` for `python -m sas` too, `python` where there is no file."""
+    name = Path(sys.argv[0]).name
+    return "sas" if name == "__main__.py" else name or "python"
 
 
 def _check_results(results: Sequence[LayeredResult], scenes: Sequence[Scene]) -> None:
