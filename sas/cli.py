@@ -313,6 +313,7 @@ def _composer(options: Compose) -> Composer:
             cutouts=cutouts,
             backgrounds=options.backgrounds,
             objects=options.objects,
+            scale=options.scale,
             intra_class=options.intra_class,
             classes=options.classes,
             views=4,

@@ -155,6 +155,8 @@ class Compose:
     """Rendered solids and backgrounds beside the folders."""
     objects: tuple[int, int] = (1, 4)
     """Fewest and most objects."""
+    scale: tuple[float, float] = (0.25, 0.6)
+    """Least and most of an object's longer side, as a share of the picture's."""
     intra_class: float = 0.3
     """Share of scenes whose objects are all of one class."""
     classes: int = 32

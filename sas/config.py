@@ -80,6 +80,8 @@ class DataSettings(Settings):
     """Rendered backgrounds."""
     objects: tuple[int, int] = (1, 4)
     """Fewest and most objects of a composed scene."""
+    scale: tuple[float, float] = (0.25, 0.6)
+    """Least and most of a composed object's longer side, as a share of the picture's; within a scene sizes vary by a quarter more."""
     intra_class: float = Field(0.3, ge=0, le=1)
     """Share of composed scenes whose objects are all of one class."""
     empty: float = Field(0.03, ge=0, le=1)
@@ -108,6 +110,10 @@ class DataSettings(Settings):
             raise ValueError(f'layers must be "all" or a positive number, got {self.layers}: pass 1 or more')
         if not 0 <= self.objects[0] <= self.objects[1] or self.objects[1] < 1:
             raise ValueError(f"objects must be (fewest, most) with most >= 1, got {self.objects}: fix the range")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(
+                f"scale must be (least, most) with 0 < least <= most <= 1, got {self.scale}: fix the range"
+            )
         reading = (
             "format", "images", "fields", "annotators", "regions", "front", "min_size", "validation", "validation_images", "shuffle_buffer",
             "augment",

@@ -151,6 +151,7 @@ def scene_style(data: DataSettings) -> SceneStyle:
         intra_class=data.intra_class,
         empty=data.empty,
         twins=data.twins,
+        scale=data.scale,
         letterbox=data.letterbox,
         appearance=data.appearance,
     )

@@ -75,6 +75,18 @@ def test_number_of_objects_stays_in_its_range(make: Make) -> None:
         assert scene.visible.any(axis=(1, 2)).all(), "every object shows a pixel"
 
 
+def test_objects_are_as_large_as_asked_for(make: Make) -> None:
+    def longest(scale: tuple[float, float]) -> list[float]:
+        style = SceneStyle(objects=(1, 1), empty=0, twins=0, letterbox=0, scale=scale)
+        masks = [mask for scene in make(style, image_size=64).scenes(0, range(30)) for mask in scene.amodal_masks]
+        return [float(np.ptp(np.argwhere(mask), axis=0).max() + 1) / len(mask) for mask in masks]
+
+    small, large = longest((0.1, 0.2)), longest((0.5, 0.6))
+    # Sizes vary by a quarter within a scene, and a sprite that is turned reaches up to its diagonal.
+    assert 0.1 <= np.median(small) <= 0.2 and max(small) <= 0.2 * 1.25 * 1.5
+    assert 0.4 <= np.median(large) <= 0.6 * 1.25
+
+
 def test_empty_scenes_hold_nothing(make: Make) -> None:
     batch = make(replace(PLAIN, empty=1.0)).batch(0, range(4))
     assert batch.counts.tolist() == [0] * 4 and not batch.amodal_masks.any() and (batch.layer_index == -1).all()
