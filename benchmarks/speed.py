@@ -188,6 +188,9 @@ def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
             "denoiser": lambda: model(masks, times, masks, features),
             "encoder": lambda: model.encode(image),
         }
+        if hasattr(model, "image_encoder"):
+            small = torch.zeros(1, 3, 128, 128).to(memory_format=torch.channels_last)
+            works["image encoder alone, 128 x 128"] = lambda: model.image_encoder(small)
         if getattr(model, "fuse", None) is not None:
             maps = [torch.zeros(1, *part.shape[1:]).to(memory_format=torch.channels_last) for part in features]
             works["fusion"] = lambda: model.fuse(maps)
