@@ -32,6 +32,7 @@ from sas.training import Trainer
 
 SMALL = {**BASE, **UNET, "model.channels": (32, 56, 64)}
 """A monolithic network of at most a million parameters, for masks of 32 x 32."""
+SCORES = ("iou_layer_0", "iou_layer_1", "iou_first_three_layers")
 
 
 def train(steps: int, out: Path) -> Path:
@@ -40,9 +41,6 @@ def train(steps: int, out: Path) -> Path:
     if not (out / "pipeline" / "model_index.json").exists():
         Trainer(load_config(None, settings), out).run()
     return out / "pipeline"
-
-
-SCORES = ("iou_layer_0", "iou_layer_1", "iou_first_three_layers")
 
 
 def scenes(count: int) -> list[Scene]:

@@ -8,7 +8,8 @@ stock: a small monolithic network, and the weights' own, through a plain loop ov
 steps. photo: seconds for a picture of 512 x 512, the whole call with its result and edge refinement, and for 1 and 8 members. parts: encoder
 (its fusion included and alone) and denoiser at batch 8 beside the matrix product, the machine's peak.
 growth: seconds against members, layers, picture size and batch. memory: most memory of a fresh process against the same.
-onnx: encoder and denoiser in onnxruntime beside torch (extra `onnx`). start: seconds of `sas --help` and of a first result.
+onnx: encoder and denoiser in onnxruntime beside torch (extra `onnx`). start: seconds of `sas --help`, of a first result, and of
+`sas sample` on one picture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`sas data ...`: look at annotated data, convert it, pack it. Arguments to calls; the only other place that prints is `sas.cli`."""
+"""`sas data ...`: look at annotated data, convert it, pack it. Arguments to calls; besides it only `sas.cli` and `sas.__main__` print."""
 
 from __future__ import annotations
 

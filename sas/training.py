@@ -30,6 +30,7 @@ from sas.data.source import read_ahead
 from sas.distributed import make_accelerator, share, sum_over_processes
 from sas.factory import build_model, build_objective, build_pipeline, build_source, build_validation, data_split
 from sas.io import InputError, atomic_write_bytes
+from sas.models.encoders import LITE0_BLOCKS, LITE0_DEEP_BLOCKS
 from sas.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from sas.pipeline import SASPipeline
 from sas.run_lock import lock_run
@@ -534,9 +535,9 @@ def _compiled(model: Any) -> Any:
 def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrained: bool) -> None:
     """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs.
 
-    What leads to the denoiser may be new: a `Fusion` that the saved network lacks, which adds nothing before it is trained; all necks, with
-    another encoder or image size; and the encoder (from ImageNet features if `pretrained`), of which EfficientNet-lite0 and its deep variant
-    take over what they share.
+    What leads to the denoiser may be new: a `Fusion` that the saved network lacks, which adds nothing before it is trained; all necks, where
+    maps come to other levels; and another encoder (from ImageNet features if `pretrained`), of which EfficientNet-lite0 and its deep
+    variant take over what they share.
     """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
@@ -544,16 +545,10 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrain
             f"init_from {weights} was trained with data split {pipe.config.data_split[:12] or 'none'}, got {split[:12]} now, and may have "
             "seen what is held out; set data.split to none, or start from weights of the same split"
         )
-    saved, own = pipe.model.state_dict(), model.state_dict()
-    before, now = pipe.model.config, getattr(model, "config", {})
-    may_begin = () if any(n.startswith("fuse.") for n in saved) else ("fuse.",)
-    if any(before.get(name) != now.get(name) for name in ("encoder", "image_size")):
-        may_begin = (*may_begin, "necks.", "image_encoder.")
-        kept = (
-            ("image_encoder.",) if all("efficientnet_lite0" in str(one.get("encoder")) for one in (before, now)) else ()
-        )
-        saved = {n: t for n, t in saved.items() if not n.startswith(may_begin) or (n.startswith(kept) and n in own)}
-    new = [n for n in own if n.startswith(may_begin) and (n not in saved or saved[n].shape != own[n].shape)]
+    begins = _beginning(pipe.model, model)
+    own = model.state_dict()
+    saved = {name: tensor for name, tensor in pipe.model.state_dict().items() if not name.startswith(begins)}
+    new = [name for name in own if name.startswith(begins)]
     wrong = [n for n in own if n not in new and (n not in saved or saved[n].shape != own[n].shape)]
     wrong += [n for n in saved if n not in own]
     if wrong:
@@ -562,13 +557,26 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrain
         )
     if pretrained and any(n.startswith("image_encoder.") for n in new):
         model.load_pretrained_encoder()  # type: ignore[operator]
-        own = model.state_dict()
-    model.load_state_dict({n: own[n] if n in new else saved[n] for n in own})
+    model.load_state_dict(saved, strict=False)  # what is not in it was looked at above
     if new:
         parts = ", ".join(sorted({n.split(".")[0] for n in new}))
         logger.info(
             "init_from %s lacks parts of this network, which begin anew: %s (%d tensors)", weights, parts, len(new)
         )
+
+
+def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
+    """Parts of a network, as beginnings of their tensors' names, that cannot be those of a saved one."""
+    begins: tuple[str, ...] = () if getattr(saved, "fuse", None) is not None else ("fuse.",)
+    encoders = {str(one.config.get("encoder")) for one in (saved, model)}
+    if len(encoders) > 1 or getattr(saved, "places", None) != getattr(model, "places", None):
+        begins += ("necks.",)
+    if encoders == {"efficientnet_lite0", "efficientnet_lite0_deep"}:
+        shared = len(LITE0_BLOCKS)
+        begins += tuple(f"image_encoder.blocks.{shared + extra}." for extra in range(len(LITE0_DEEP_BLOCKS)))
+    elif len(encoders) > 1:
+        begins += ("image_encoder.",)
+    return begins
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:

@@ -206,6 +206,25 @@ def test_training_with_larger_pictures_starts_from_weights_of_smaller_ones(tmp_p
     assert {name.split(".")[0] for name in new} == {"image_encoder", "necks"}
     assert {name.split(".")[2] for name in new if name.startswith("image_encoder.")} == {"11", "12"}
     assert {name for name in own if name.startswith("necks.") and name.endswith("weight")} <= new
+    grown = {
+        **lite,
+        "model_encoder": "efficientnet_lite0",
+        "data_image_size": 64,
+        "data_mask_size": 32,
+        "model_attention_sizes": (8,),
+    }
+    trainer = Trainer(
+        tiny_config(**grown, training_steps=1), tmp_path / "grown", init_from=weights, cpu=True, progress=False
+    )
+    trainer._build()
+    assert all(torch.equal(start[name], tensor) for name, tensor in trainer.model.state_dict().items()), "same levels"
+    other = tiny_config(**SPLIT, training_steps=1)
+    trainer = Trainer(other, tmp_path / "other", init_from=weights, cpu=True, progress=False)
+    trainer._build()
+    fresh = build_model(other).state_dict()
+    for name, tensor in trainer.model.state_dict().items():
+        leads = name.startswith(("image_encoder.", "necks."))
+        assert torch.equal(tensor, fresh[name] if leads else start[name]), name
     wider = tiny_config(**{**deep, "model_channels": (16, 16, 16)}, training_steps=1)
     with pytest.raises(InputError, match=r"holds another architecture \(first difference: "):
         Trainer(wider, tmp_path / "wider", init_from=weights, cpu=True, progress=False).run()
