@@ -131,7 +131,7 @@ def spread(pipe: SASPipeline, batch: SceneBatch, steps: int) -> float:
 
 def run(name: str, seed: int, steps: int, out: Path) -> None:
     file = out / f"{name}-{seed}.json"
-    if file.exists():
+    if file.exists() and json.loads(file.read_text()).get("scene_seed") == VALIDATION_SEED + seed:
         return
     cell, started = CELLS[name], time.perf_counter()
     folder = trained(cell.of if name in SAMPLED and cell.of else name, seed, steps, out)
@@ -143,6 +143,7 @@ def run(name: str, seed: int, steps: int, out: Path) -> None:
     found = {
         "cell": name, "factor": cell.factor, "words": cell.words, "seed": seed, "training_steps": steps, "minutes": minutes,
         "sampling_steps": sampling_steps, "parameters": sum(p.numel() for p in pipe.model.parameters()), "scenes": len(batch),
+        "scene_seed": VALIDATION_SEED + seed,
         "own": scores.own, "true": scores.true, "stop_accuracy": scores.stop_accuracy, "false_layers": scores.false_layers,
         "spread": spread(pipe, batch, sampling_steps), "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",

@@ -286,12 +286,18 @@ def _composer(options: Compose) -> Composer:
     from sas.config import DataSettings
     from sas.data.instances import WholeRule
     from sas.data.modal import cut_objects
+    from sas.data.split import TEST_FAMILIES
     from sas.factory import build_composer
 
     try:
         rule = WholeRule(**{name: getattr(options, name) for name in _RULE if getattr(options, name) is not None})
     except ValueError as error:
         raise UsageError(str(error)) from error
+    held_out = [family for family in options.families if family in TEST_FAMILIES]
+    if held_out and options.part in ("train", "validation"):
+        raise UsageError(
+            f"--families must leave out {held_out[0]} with --part {options.part}, which is for testing only; remove it, or pass --part test or all"
+        )
     with tempfile.TemporaryDirectory() as folder:
         cutouts = options.cutouts
         if options.from_modal:

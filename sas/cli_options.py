@@ -162,7 +162,7 @@ class Compose:
     classes: int = 32
     """Rendered looks."""
     families: tuple[str, ...] = ()
-    """Families of rendered solids; all if left out."""
+    """Families of rendered solids; all that --part may have if left out."""
     min_overlap: float = 0.01
     """One object occludes another only if they share more than this fraction of the other's amodal area."""
     format: Literal["project", "sas"] = "project"

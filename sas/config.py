@@ -61,7 +61,8 @@ class DataSettings(Settings):
     rendered: bool = False
     """Rendered solids and backgrounds beside the folders named; each source of cutouts is drawn equally often."""
     split: Literal["none", "by_name"] = "none"
-    """Hold out a tenth of the cutouts and backgrounds for validation and one for testing, by the SHA-256 of their names."""
+    """Hold out a tenth of the cutouts and backgrounds for validation and one for testing, by the SHA-256 of their names. Rendered solids of
+    the families ring and bottle are for testing too."""
     image_size: int = Field(128, ge=16, le=1024)
     """Side of the square image the model sees, pixels."""
     mask_size: int = Field(64, ge=16, le=1024)
@@ -71,7 +72,7 @@ class DataSettings(Settings):
     sprite_size: int = Field(96, ge=16, le=512)
     """Side of a cutout in the atlas, pixels."""
     families: tuple[str, ...] = ()
-    """Families of rendered solids; all of them if empty."""
+    """Families of rendered solids; all of them if empty (with split by_name, all that the part may have)."""
     classes: int = Field(240, ge=1)
     """Rendered looks; scenes of one class show several views of one look."""
     views: int = Field(6, ge=1)
@@ -288,7 +289,7 @@ class SamplingSettings(Settings):
 class TrainingSettings(Settings):
     """The trainer."""
 
-    seed: int = Field(0, ge=0, lt=1_000_000)
+    seed: int = Field(0, ge=0, le=999_999)
     """Seed of everything random in training; from a million on seeds are those of validation and test scenes."""
     steps: int = Field(10_000, ge=1)
     """Optimizer steps."""

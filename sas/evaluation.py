@@ -269,9 +269,9 @@ def evaluate(
 
 
 def _program() -> str:
-    """The program as it was started: `sas` for `python -m sas` too, `python` where there is no file."""
-    name = Path(sys.argv[0]).name
-    return "sas" if name == "__main__.py" else name or "python"
+    """The program as it was started: `sas` for `python -m sas` too (a package's folder names it), `python` where there is no file."""
+    file = Path(sys.argv[0])
+    return (file.parent.name if file.name == "__main__.py" else file.name) or "python"
 
 
 def _check_results(results: Sequence[LayeredResult], scenes: Sequence[Scene]) -> None:

@@ -273,6 +273,8 @@ def check_data(data: DataSettings) -> str:
         if data.validation:
             open_data(data, validation=True)
         return f"{len(scenes)} scenes in {data.scenes}, first one {scenes[0].width}x{scenes[0].height}"
+    if data.rendered or not data.cutouts:
+        _families(data, "train")
     sprites = f"{data.classes} rendered classes with {data.views} views"
     if data.cutouts:
         atlas = build_atlas(data.model_copy(update={"rendered": False, "families": ()}), seed=0)

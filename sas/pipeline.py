@@ -490,7 +490,7 @@ class SASPipeline(DiffusionPipeline):
                 f'scheduler must have prediction_type "sample" for these weights, got {prediction!r}: '
                 "make it with from_config(pipe.scheduler.config)"
             )
-        _check_scheduler(self.scheduler)
+        _check_scheduler(self.scheduler, steps=settings.steps)
         if settings.mode == "marginal" and prediction == "epsilon":
             raise ValueError(
                 'mode "marginal" needs weights that predict x_0 or v, got prediction_type "epsilon": use mode="diffusion"'
@@ -501,15 +501,22 @@ class SASPipeline(DiffusionPipeline):
             )
 
 
-def _check_scheduler(scheduler: Any) -> None:
-    """ValueError for a scheduler that accepts a prediction type in its configuration and refuses it at its first step."""
-    probe, mask = copy.deepcopy(scheduler), torch.zeros(1, 1, 2, 2)
+def _check_scheduler(scheduler: Any, *, steps: int) -> None:
+    """ValueError for a scheduler that accepts a setting and refuses it when it is used: a number of steps, or a prediction type."""
+    probe, mask, name = copy.deepcopy(scheduler), torch.zeros(1, 1, 2, 2), type(scheduler).__name__
     try:
-        probe.set_timesteps(2)
+        probe.set_timesteps(steps)
+    except (ArithmeticError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"num_inference_steps must be a number that {name} can take, got {steps} ({_first_line(error)}): use more steps, or DDIMScheduler"
+        ) from error
+    learned = scheduler.config.get("variance_type") in ("learned", "learned_range")
+    output = torch.zeros(1, 2, 2, 2) if learned else mask
+    try:
         with torch.random.fork_rng(devices=[]):
-            probe.step(mask, probe.timesteps[0], probe.scale_model_input(mask, probe.timesteps[0]))
+            probe.step(output, probe.timesteps[0], probe.scale_model_input(mask, probe.timesteps[0]))
     except (NotImplementedError, ValueError) as error:
-        name, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type")
+        prediction = scheduler.config.get("prediction_type")
         raise ValueError(
             f"scheduler must be one that works with prediction_type {prediction!r}, got {name} ({_first_line(error)}): "
             "use DDIMScheduler, DDPMScheduler or DPMSolverMultistepScheduler"

@@ -1,7 +1,8 @@
 """The trainer: data-parallel, resumable to the bit, and ignorant of networks, schedules and data.
 
-It knows a source (`batch(step, positions)`), an objective (`loss(model, batch, keys)`) and a pipeline to validate and save. What a
-step does depends on (seed, step) alone; the number of processes and micro-batches only changes how the sums are split.
+It knows a source (`batch(step, positions)`), an objective (`loss(model, batch, keys)`, with `averaged=` where it draws roll-outs)
+and a pipeline to validate and save. What a step does depends on (seed, step) alone; the number of processes and micro-batches only
+changes how the sums are split.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class _Losses(nn.Module):
         self._averaged = (averaged,)  # in a tuple, so that its weights are none of this module's
 
     def forward(self, batch: SceneBatch, keys: Keys) -> dict[str, torch.Tensor]:
-        return self.objective.loss(self.model, batch, keys, averaged=self._averaged[0])
+        averaged = self._averaged[0]
+        return self.objective.loss(self.model, batch, keys, **({} if averaged is None else {"averaged": averaged}))
 
 
 class Trainer:
@@ -325,12 +327,9 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         self.model.load_state_dict(checkpoint.tensors["model"])
-        self.ema.shadow_params = [
-            checkpoint.tensors["ema"][name].to(p.device)
-            for name, p in zip(self._named(), self.model.parameters(), strict=True)
-        ]
+        for name, average in zip(self._named(), self.ema.shadow_params, strict=True):
+            average.copy_(checkpoint.tensors["ema"][name])  # into its own memory layout, by which convolutions round
         self.ema.optimization_step = state["ema_steps"]
-        self._share_averages()
         self.optimizer.load_state_dict(optimizer_from_tensors(checkpoint.tensors["optimizer"], state["optimizer"]))
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -535,9 +534,9 @@ def _compiled(model: Any) -> Any:
 def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrained: bool) -> None:
     """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs.
 
-    What leads to the denoiser may be new: a `Fusion` that the saved network lacks, which adds nothing before it is trained; all necks, where
-    maps come to other levels; and another encoder (from ImageNet features if `pretrained`), of which EfficientNet-lite0 and its deep
-    variant take over what they share.
+    What leads to the denoiser may be new: a `Fusion` that the saved network has not, or of other levels or widths, which adds nothing
+    before it is trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if `pretrained`), of
+    which EfficientNet-lite0 and its deep variant take over what they share.
     """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
@@ -567,8 +566,12 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrain
 
 def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
     """Parts of a network, as beginnings of their tensors' names, that cannot be those of a saved one."""
-    begins: tuple[str, ...] = () if getattr(saved, "fuse", None) is not None else ("fuse.",)
     encoders = {str(one.config.get("encoder")) for one in (saved, model)}
+    fused = [
+        (sorted({level for level, _ in getattr(one, "places", ())}), tuple(one.config.get("fusion", ())))
+        for one in (saved, model)
+    ]
+    begins: tuple[str, ...] = ("fuse.",) if fused[1][1] and fused[0] != fused[1] else ()
     if len(encoders) > 1 or getattr(saved, "places", None) != getattr(model, "places", None):
         begins += ("necks.",)
     if encoders == {"efficientnet_lite0", "efficientnet_lite0_deep"}:

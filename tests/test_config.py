@@ -94,6 +94,7 @@ def test_keys_with_dots_in_a_file(tmp_path: Path, text: str, message: str) -> No
         ("training.steps", None, "a whole number: pass a whole number"),
         ("training.steps", 0, "at least 1: pass 1 or more"),
         ("training.seed", -1, "at least 0: pass 0 or more"),
+        ("training.seed", 1_000_000, "at most 999999: pass 999999 or less"),
         ("training.learning_rate", 0, "more than 0: pass a larger number"),
         ("training.learning_rate", float("nan"), "less than 1: pass a smaller number"),
         ("training.learning_rate", "1e-4x", "a number: pass a number"),

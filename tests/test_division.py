@@ -13,7 +13,7 @@ from tiny import tiny_config
 from sas.config import ConfigError
 from sas.data.solids import FAMILIES
 from sas.data.split import TEST_FAMILIES, cutout_key, cutout_part, part_of, split_hash
-from sas.factory import build_atlas, build_composer, data_split
+from sas.factory import build_atlas, build_composer, check_data, data_split
 from sas.io import InputError
 from sas.pipeline import SASPipeline
 from sas.training import Trainer
@@ -105,6 +105,8 @@ def test_families_for_testing_stay_out_of_training(cutouts: Path) -> None:
         match=r'data\.families must leave out ring and bottle with data\.split "by_name", .* got ring: remove it',
     ):
         build_atlas(named.data, seed=0)
+    with pytest.raises(ConfigError, match="got ring"):
+        check_data(named.data)  # before anything is built
     assert any(name.startswith("ring") for name in build_atlas(named.data, seed=0, part="test").names)
 
 

@@ -21,8 +21,10 @@ from diffusers import (
     PNDMScheduler,
 )  # fmt: skip
 from PIL import Image
+from tiny import tiny_config
 from torch import nn
 
+from sas.factory import build_model, build_pipeline
 from sas.geometry import Geometry
 from sas.io import InputError
 from sas.layerloop import LoopState
@@ -733,14 +735,41 @@ def test_scheduler_that_predicts_something_else_is_refused(tiny_pipe: SASPipelin
         tiny_pipe(picture(), **QUICK)
 
 
-@pytest.mark.parametrize("kind", [PNDMScheduler, EulerAncestralDiscreteScheduler])
-def test_scheduler_that_cannot_predict_x_0_is_refused(tiny_pipe: SASPipeline, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (PNDMScheduler, "prediction_type given as sample must be .*"),
+        (EulerAncestralDiscreteScheduler, "prediction_type .*"),
+    ],
+)
+def test_scheduler_that_cannot_predict_x_0_is_refused(tiny_pipe: SASPipeline, kind: Any, reason: str) -> None:
     """They take the setting and refuse it at their first step, in words of their own."""
     tiny_pipe.scheduler = kind.from_config(tiny_pipe.scheduler.config)
-    with pytest.raises(
-        ValueError, match=rf"works with prediction_type 'sample', got {kind.__name__} \(.*\): use DDIMScheduler, "
-    ):
-        tiny_pipe(picture(), **QUICK)
+    told = rf"works with prediction_type 'sample', got {kind.__name__} \({reason}\): use DDIMScheduler, "
+    with pytest.raises(ValueError, match=told):
+        tiny_pipe(picture(), **{**QUICK, "num_inference_steps": 10})
+
+
+def test_scheduler_that_wants_more_steps(make_tiny_pipe: MakePipe) -> None:
+    """Its own rules about steps are told as such, and enough steps are taken."""
+    pipe = make_tiny_pipe(logits=False)
+    pipe.scheduler = PNDMScheduler(prediction_type="epsilon")
+    with pytest.raises(ValueError, match=r"num_inference_steps must be a number that PNDMScheduler can take, got 2 "):
+        pipe(picture(), **QUICK)
+    assert pipe(picture(), **{**QUICK, "num_inference_steps": 10}).stop is not None
+
+
+def test_weights_that_learned_their_variance_are_called(tmp_path: Path) -> None:
+    """The published recipe's second output channel reaches the scheduler through a whole call, from a saved folder too."""
+    settings = {
+        "model_name": "unet", "data_image_size": 32, "data_mask_size": 32, "diffusion_loss_type": "mse", "diffusion_learned_variance": True,
+        "diffusion_prediction_type": "epsilon", "diffusion_zero_terminal_snr": False, "sampling_scheduler": "ddpm",
+    }  # fmt: skip
+    config = tiny_config(**settings)
+    build_pipeline(config, build_model(config), model_id="variance").save_pretrained(tmp_path / "weights")
+    pipe = SASPipeline.from_pretrained(tmp_path / "weights")
+    assert pipe.scheduler.config.variance_type == "learned_range"
+    assert pipe(picture(), **QUICK).stop is not None
 
 
 def test_marginal_mode_refuses_noise_predictors(make_tiny_pipe: MakePipe) -> None:

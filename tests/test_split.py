@@ -187,6 +187,17 @@ def test_training_starts_from_weights_without_fusion_but_not_the_other_way(tmp_p
         torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-6)
 
 
+def test_training_with_another_fusion_begins_it_anew(tmp_path: Path) -> None:
+    first = tiny_config(**SPLIT, model_fusion=(8, 8, 16), training_steps=1)
+    start = Trainer(first, tmp_path / "start", cpu=True, progress=False).run().model.state_dict()
+    second = tiny_config(**SPLIT, model_fusion=(8, 16, 16), training_steps=1)
+    trainer = Trainer(second, tmp_path / "next", init_from=tmp_path / "start" / "pipeline", cpu=True, progress=False)
+    trainer._build()
+    own = trainer.model.state_dict()
+    assert all(torch.equal(tensor, start[name]) for name, tensor in own.items() if not name.startswith("fuse."))
+    assert not any(tensor.any() for name, tensor in own.items() if name.startswith("fuse.leave.")), "adds nothing yet"
+
+
 def test_training_with_larger_pictures_starts_from_weights_of_smaller_ones(tmp_path: Path) -> None:
     lite = {key: value for key, value in SPLIT.items() if key != "model_encoder_widths"}
     before = tiny_config(**{**lite, "model_encoder": "efficientnet_lite0"}, training_steps=1)
@@ -476,6 +487,8 @@ def test_the_rollout_is_drawn_by_the_moving_average_itself(tmp_path: Path) -> No
         for (name, own), average in zip(one.model.named_parameters(), one.ema.shadow_params, strict=True):
             assert drawn_by[name].data_ptr() == average.data_ptr(), name
             assert own.data_ptr() != average.data_ptr()
+    for name, before, after in zip(trainer._named(), trainer.ema.shadow_params, resumed.ema.shadow_params, strict=True):
+        assert torch.equal(before, after) and before.stride() == after.stride(), name  # another layout rounds otherwise
     assert any(
         not torch.equal(a, b) for a, b in zip(trainer.averaged.parameters(), trainer.model.parameters(), strict=True)
     )  # type: ignore[union-attr]
