@@ -161,6 +161,7 @@ def _sample(options: Sample) -> int:
         mode=options.mode,
         max_layers=options.max_layers,
         consensus=options.consensus,
+        cumulative=options.cumulative,
         refine=options.refine,
     )
     bad = [outcome for outcome in outcomes if outcome.cause is not None]

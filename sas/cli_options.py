@@ -41,6 +41,8 @@ class Sample:
     """Layers at most."""
     consensus: Literal["medoid", "mean"] | None = None
     """Rule for the mask kept of an ensemble."""
+    cumulative: Literal["shared", "member"] | None = None
+    """Members share the consensus as what is found so far, or each keeps its own; as the weights have it if left out."""
     refine: bool | None = None
     """What is seen of a mask follows the picture's edges; as the weights have it if left out."""
     batch_size: int = 64

@@ -20,6 +20,7 @@ from torch.nn import functional
 from sas.items import Corruption, Items, layer_items
 from sas.models.seam import Features, MaskDenoiser, select_rows
 from sas.scene import SceneBatch
+from sas.schedulers import takes_variance
 from sas.seeding import Keys
 
 
@@ -378,11 +379,7 @@ class Sampler:
     def _for_scheduler(self, output: torch.Tensor, scheduler: Any) -> torch.Tensor:
         """The network's output as the scheduler wants it: logits decoded, the variance channel only for DDPM."""
         mask = self.codec.encode(output[:, :1].sigmoid()) if self.logits else output[:, :1]
-        takes_variance = type(scheduler).__name__ == "DDPMScheduler" and scheduler.variance_type in (
-            "learned",
-            "learned_range",
-        )
-        return torch.cat([mask, output[:, 1:2]], dim=1) if takes_variance else mask
+        return torch.cat([mask, output[:, 1:2]], dim=1) if takes_variance(scheduler) else mask
 
     @staticmethod
     def _noise(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:

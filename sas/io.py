@@ -29,6 +29,11 @@ class InputError(ValueError):
     """Input that cannot be used; the message is one line, "what is wrong; cure"."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, as short as it goes into a message of ours; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def reason(error: object) -> str:
     """What an exception or warning says, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

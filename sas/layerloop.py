@@ -55,7 +55,8 @@ class LoopState:
     """States of the loop, one a row; an image may have several.
 
     cumulative: bool (b, e, 1, h, w), what each member of each state has found so far.
-    layers: the accepted layers of each state. votes: void members at the last pass. weight: the state's share among the states
+    layers: the accepted layers of each state. votes: void members at the last pass. nothing: mean over members of the probability that
+    nothing was left at the last pass, None where `draw` gives none. weight: the state's share among the states
     of its image, in [0, 1]. passes: how often a layer was drawn. stop: why a state ended, None while it goes on.
     image: the row of each state's image.
     """
@@ -63,6 +64,7 @@ class LoopState:
     cumulative: torch.Tensor
     layers: tuple[tuple[AcceptedLayer, ...], ...]
     votes: tuple[int, ...]
+    nothing: tuple[float | None, ...]
     weight: tuple[float, ...]
     passes: tuple[int, ...]
     stop: tuple[StopReason | None, ...]
@@ -75,6 +77,7 @@ class LoopState:
             cumulative=torch.zeros(count, ensemble_size, 1, mask_size, mask_size, dtype=torch.bool, device=device),
             layers=((),) * count,
             votes=(0,) * count,
+            nothing=(None,) * count,
             weight=(1.0,) * count,
             passes=(0,) * count,
             stop=(None,) * count,
@@ -101,7 +104,8 @@ def next_layer(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:
     drawn = draw(state, rows)
     soft = drawn[:, :, 0]
     members = soft > rules.threshold
-    void = judged_void(members, drawn[:, :, 1:], rules)
+    nothing = nothing_left(drawn)
+    void = judged_void(members, nothing, rules)
     masks = consensus(members, void, rule=rules.consensus)
     probabilities = probability(soft)
     spread = marginal_uncertainty(probabilities) if rules.marginal else uncertainty(members)
@@ -110,19 +114,23 @@ def next_layer(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:
         found = AcceptedLayer(
             mask=masks[at], members=members[at], probability=probabilities[at], uncertainty=spread[at]
         )
+        state = replace(state, nothing=_put(state.nothing, row, None if nothing is None else float(nothing[at])))
         state = _judge(state, row, found, void[at], rules)
     return state
 
 
-def judged_void(members: torch.Tensor, nothing: torch.Tensor, rules: LoopRules) -> torch.Tensor:
+def nothing_left(drawn: torch.Tensor) -> torch.Tensor | None:
+    """Probability that nothing is left, float (b,): the mean over members; None where `drawn` (b, e, 1 or 2, h, w) gives none."""
+    return reduce(drawn[:, :, 1], "b e h w -> b", "mean") if drawn.shape[2] > 1 else None
+
+
+def judged_void(members: torch.Tensor, nothing: torch.Tensor | None, rules: LoopRules) -> torch.Tensor:
     """Void members, bool (b, e): masks too small; all of them where nothing seems to be left.
 
-    members: bool (b, e, h, w). nothing: float (b, e, 0 or 1, h, w), probability that nothing is left.
+    members: bool (b, e, h, w). nothing: float (b,), probability that nothing is left.
     """
     void = void_members(members, void_area=rules.void_area)
-    if nothing.shape[2]:
-        void = void | (reduce(nothing, "b e 1 h w -> b 1", "mean") > rules.stop_threshold)
-    return void
+    return void if nothing is None else void | (nothing > rules.stop_threshold)[:, None]
 
 
 def run_loop(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -16,9 +15,9 @@ from diffusers import DiffusionPipeline
 from einops import rearrange
 from PIL import Image
 
-from sas.diffusion import MaskCodec, Sampler, in_range
+from sas.diffusion import MaskCodec, Sampler, in_range, scheduler_for
 from sas.geometry import Geometry
-from sas.io import InputError, atomic_folder, rle_encode
+from sas.io import InputError, atomic_folder, first_line, rle_encode
 from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
 from sas.manifest import write_manifest
 from sas.models.seam import Features
@@ -36,6 +35,7 @@ from sas.provenance import EnsembleSettings, ModelInfo, Stop
 from sas.refine import refine as refine_masks
 from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
+from sas.schedulers import check_scheduler
 from sas.seeding import generator_for
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class SASPipeline(DiffusionPipeline):
             except OSError as error:
                 raise InputError(
                     f"weights {weights} is no folder here, and no pipeline of that name can be had from the hub "
-                    f"({_first_line(error)}); check the path, or the hub id and the connection"
+                    f"({first_line(error)}); check the path, or the hub id and the connection"
                 ) from error
             pipe.register_to_config(model_id=str(weights))
             return pipe
@@ -143,7 +143,7 @@ class SASPipeline(DiffusionPipeline):
             pipe = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise InputError(
-                f"weights {folder} do not load into this architecture ({_first_line(error)}); "
+                f"weights {folder} do not load into this architecture ({first_line(error)}); "
                 "use the folder as it was saved, with the version of sas that made it"
             ) from error
         if not isinstance(pipe, cls):
@@ -209,6 +209,7 @@ class SASPipeline(DiffusionPipeline):
         max_layers: int | None = None,
         mode: Literal["diffusion", "marginal"] = "diffusion",
         consensus: Literal["medoid", "mean"] | None = None,
+        cumulative: Literal["shared", "member"] | None = None,
         batch_size: int = 64,
         initial_layers: np.ndarray | None = None,
         refine: bool | None = None,
@@ -223,6 +224,7 @@ class SASPipeline(DiffusionPipeline):
         seed: integer that names all noise, 0 if nothing is given; noise depends on (seed, pixels, layer, member) alone.
         generator: one integer is drawn from it for each image and takes the seed's place.
         max_layers: layers at most. mode: "diffusion" draws samples; "marginal" takes one step from noise, which gives the mean.
+        cumulative: members share the consensus as their cumulative mask, or each "member" keeps its own.
         batch_size: most masks (images x members) in one call of the network; memory grows with it, results do not change.
         initial_layers: bool (K, H, W) masks of layers already known, nearest first (for one image); sampling goes on behind them.
         refine: masks at the picture's size follow its edges where they are seen (see `sas.refine`).
@@ -235,7 +237,7 @@ class SASPipeline(DiffusionPipeline):
         # 1. Inputs and defaults.
         settings = self._settings(ensemble_size, num_inference_steps, seed, mode, consensus)
         layers = self.config.max_layers if max_layers is None else max_layers
-        self._check_inputs(settings, layers, seed, generator, batch_size, output_type)
+        self._check_inputs(settings, layers, seed, generator, batch_size, cumulative, output_type)
         single = not isinstance(image, list | tuple)
         sources: list[Any] = [image] if single else list(image)  # type: ignore[arg-type]
         if initial_layers is not None and len(sources) != 1:
@@ -245,7 +247,11 @@ class SASPipeline(DiffusionPipeline):
         images = [read_image(source, name="image" if single else f"image[{i}]") for i, source in enumerate(sources)]
         seeds = [_drawn_seed(generator) if generator is not None else settings.seed for _ in images]
         rules = replace(
-            self.rules, consensus=settings.consensus, max_layers=layers, marginal=settings.mode == "marginal"
+            self.rules,
+            consensus=settings.consensus,
+            max_layers=layers,
+            marginal=settings.mode == "marginal",
+            shared=self.config.shared_cumulative if cumulative is None else cumulative == "shared",
         )
 
         sharpen = self.config.refine if refine is None else refine
@@ -386,7 +392,7 @@ class SASPipeline(DiffusionPipeline):
             masks=stacked("mask", dtype=torch.bool),
             probability=stacked("probability", dtype=torch.float32),
             uncertainty=stacked("uncertainty", dtype=torch.float32),
-            stop=Stop(reason=reason, votes=state.votes[row]),
+            stop=Stop(reason=reason, votes=state.votes[row], probability=state.nothing[row]),
             settings=settings,
             model=info,
             file=Path(source).name if isinstance(source, str | Path) else "",
@@ -467,6 +473,7 @@ class SASPipeline(DiffusionPipeline):
         seed: int | None,
         generator: torch.Generator | None,
         batch_size: int,
+        cumulative: str | None,
         output_type: str,
     ) -> None:
         _check_integer("max_layers", max_layers, low=1, high=1024)
@@ -480,6 +487,8 @@ class SASPipeline(DiffusionPipeline):
                 f"generator must be one torch.Generator, got {type(generator).__name__}: "
                 "a seed for each image is drawn from it, so a list is not needed"
             )
+        if cumulative not in (None, "shared", "member"):
+            raise ValueError(f'cumulative must be "shared" or "member", got {cumulative!r}: choose one of them')
         if output_type not in ("result", "np", "pt", "pil"):
             raise ValueError(
                 f'output_type must be "result", "np", "pt" or "pil", got {output_type!r}: choose one of them'
@@ -490,7 +499,7 @@ class SASPipeline(DiffusionPipeline):
                 f'scheduler must have prediction_type "sample" for these weights, got {prediction!r}: '
                 "make it with from_config(pipe.scheduler.config)"
             )
-        _check_scheduler(self.scheduler, steps=settings.steps)
+        check_scheduler(lambda: scheduler_for(self.scheduler, self.codec), scale=self.codec.scale, steps=settings.steps)
         if settings.mode == "marginal" and prediction == "epsilon":
             raise ValueError(
                 'mode "marginal" needs weights that predict x_0 or v, got prediction_type "epsilon": use mode="diffusion"'
@@ -499,32 +508,6 @@ class SASPipeline(DiffusionPipeline):
             raise ValueError(
                 f"dtype must be float32 on the CPU, got {self.dtype}: half precision is emulated there; use pipe.to(torch.float32)"
             )
-
-
-def _check_scheduler(scheduler: Any, *, steps: int) -> None:
-    """ValueError for a scheduler that accepts a setting and refuses it when it is used: a number of steps, or a prediction type."""
-    probe, mask, name = copy.deepcopy(scheduler), torch.zeros(1, 1, 2, 2), type(scheduler).__name__
-    try:
-        probe.set_timesteps(steps)
-    except (ArithmeticError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"num_inference_steps must be a number that {name} can take, got {steps} ({_first_line(error)}): use more steps, or DDIMScheduler"
-        ) from error
-    learned = scheduler.config.get("variance_type") in ("learned", "learned_range")
-    output = torch.zeros(1, 2, 2, 2) if learned else mask
-    try:
-        with torch.random.fork_rng(devices=[]):
-            probe.step(output, probe.timesteps[0], probe.scale_model_input(mask, probe.timesteps[0]))
-    except (NotImplementedError, ValueError) as error:
-        prediction = scheduler.config.get("prediction_type")
-        raise ValueError(
-            f"scheduler must be one that works with prediction_type {prediction!r}, got {name} ({_first_line(error)}): "
-            "use DDIMScheduler, DDPMScheduler or DPMSolverMultistepScheduler"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _start_behind(state: LoopState, layers: np.ndarray, geometries: list[Geometry], rules: LoopRules) -> LoopState:

@@ -15,17 +15,22 @@ Mode = Literal["diffusion", "marginal"]
 class Stop:
     """Why the sequence of layers ended.
 
-    reason: "empty" (the members found nothing more), "no_progress" (the next layer added nothing), "max_layers" (the
-    limit).
-    votes: members that were void at the last step, 0..members.
+    reason: "empty" (nothing more was found), "no_progress" (the next layer added nothing), "max_layers" (the limit).
+    votes: members that were void at the last step, 0..members; all of them if `probability` lay above the threshold.
+    probability: of the weights' own stop output, calibrated: that nothing was left at the last step, in [0, 1]; None if they have none.
     """
 
     reason: StopReason
     votes: int
+    probability: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice(self.reason, get_args(StopReason), name="stop.reason")
         check_int(self.votes, name="stop.votes", low=0)
+        if self.probability is not None and not 0 <= self.probability <= 1:
+            raise ValueError(
+                f"stop.probability must lie in [0, 1] or be None, got {self.probability!r}: pass a probability"
+            )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from sas.diffusion import Sampler, in_range
 from sas.ensemble import consensus
 from sas.items import layer_items
-from sas.layerloop import LoopRules, LoopState, judged_void, run_loop
+from sas.layerloop import LoopRules, LoopState, judged_void, nothing_left, run_loop
 from sas.metrics import false_layers, layer_ious
 from sas.pipeline import SASPipeline
 from sas.scene import SceneBatch
@@ -180,8 +180,9 @@ def _with_true_masks(
     soft = sampler(pipe.model, features, repeated, generators, picture=picture.repeat_interleave(members))  # type: ignore[arg-type]
     soft = rearrange(soft, "(m e) c h w -> m e c h w", e=members)
     drawn = soft[:, :, 0] > rules.threshold
-    void = judged_void(drawn, soft[:, :, 1:], rules)
-    stop = soft[:, :, 1].flatten(1).mean(dim=1) if soft.shape[2] > 1 else soft.new_zeros(0)
+    nothing = nothing_left(soft)
+    void = judged_void(drawn, nothing, rules)
+    stop = soft.new_zeros(0) if nothing is None else nothing
     masks = consensus(drawn, void, rule=rules.consensus)
     return masks.cpu().numpy(), void.all(dim=1).cpu().numpy(), stop.float().cpu().numpy()
 

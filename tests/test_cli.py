@@ -291,7 +291,9 @@ def test_compose_takes_only_the_part_asked_for(call: Call, tmp_path: Path) -> No
         names = {name for scene in open_scenes(part) for name in scene.names}
         assert names and {cutout_part(name) for name in names} == {part}
     status, _, err = call("compose", "--out", "none", "--cutouts", "cutouts", "--part", "train", "--families", "ring")
-    assert status == 2 and "--families must leave out ring with --part train, which is for testing only; remove it" in err
+    assert (
+        status == 2 and "--families must leave out ring with --part train, which is for testing only; remove it" in err
+    )
     status, _, err = call("compose", "--out", "none", "--part", "test", "--count", 4)
     assert status == 2 and "split has no effect without cutouts or backgrounds" in err
 

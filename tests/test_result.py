@@ -126,6 +126,8 @@ def test_settings_refuse_what_has_no_meaning() -> None:
         Stop("done", votes=0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"stop\.votes must be an integer of at least 0, got -1"):
         Stop("empty", votes=-1)
+    with pytest.raises(ValueError, match=r"stop\.probability must lie in \[0, 1\] or be None, got 1\.5"):
+        Stop("empty", votes=1, probability=1.5)
     good: dict[str, Any] = {"members": 1, "steps": 1, "seed": 0, "consensus": "mean", "mode": "marginal"}
     for name, value in {"members": 0, "steps": True, "seed": -1, "consensus": "best", "mode": "fast"}.items():
         with pytest.raises(ValueError, match=f"settings.{name} must be"):
@@ -317,7 +319,7 @@ def test_dict_matches_the_instances(result: LayeredResult) -> None:
         assert (rle_decode(told["visible"]) == one["visible"]).all()
         assert (told["score"], told["bbox"], told["layer"]) == (one["predicted_iou"], one["bbox"], one["layer"])
     assert document["ensemble"] == {"members": 2, "steps": 4, "seed": 7, "consensus": "medoid", "mode": "diffusion"}
-    assert document["stop"] == {"reason": "empty", "votes": 2}
+    assert document["stop"] == {"reason": "empty", "votes": 2, "probability": None}
     assert document["model"] == {"id": "tiny", "sha256": "0a" * 32}
 
 
@@ -327,6 +329,7 @@ def test_dict_matches_the_instances(result: LayeredResult) -> None:
         {"schema_version": 2},
         {"extra": 1},
         {"stop": {"reason": "empty", "votes": -1}},
+        {"stop": {"reason": "empty", "votes": 1, "probability": 1.5}},
         {"model": {"id": "x", "sha256": "zz"}},
         {"image": {"file": "a", "width": 0, "height": 1}},
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -418,6 +419,7 @@ def test_the_stop_head_ends_the_loop() -> None:
         nn.init.constant_(model.stop.bias, bias)
         stop = build_pipeline(config, model)(np.zeros((32, 32, 3), dtype=np.uint8)).stop
         assert stop.reason == reason and stop.votes == (2 if reason == "empty" else 0)
+        assert stop.probability == pytest.approx(1 / (1 + math.exp(-bias)), abs=1e-6)
     pipe = build_pipeline(config, model)
     pipe.register_to_config(stop_shift=7.0)  # calibration turns -3 into 4
     assert pipe(np.zeros((32, 32, 3), dtype=np.uint8)).stop.reason == "empty"

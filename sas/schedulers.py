@@ -1,0 +1,71 @@
+"""Whether a diffusers scheduler can do what some weights ask of it; many accept a setting and then refuse or ignore it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sas.io import first_line
+
+CURE = "use DDIMScheduler, DDPMScheduler or DPMSolverMultistepScheduler"
+
+
+def takes_variance(scheduler: Any) -> bool:
+    """Whether `step` wants the network's second channel, a learned variance; others that have the setting from DDPM's make no use of it."""
+    return type(scheduler).__name__ == "DDPMScheduler" and scheduler.config.get("variance_type") in (
+        "learned",
+        "learned_range",
+    )
+
+
+def check_scheduler(fresh: Callable[[], Any], *, scale: float, steps: int) -> None:
+    """ValueError for a scheduler that does not work with its own prediction type, or not in this number of steps.
+
+    fresh: makes a new copy of it. scale: value of a pixel inside a mask, as the network sees it. One that is told x_0 must end near the
+    x_0 that it is told; of other prediction types the first step is tried.
+    """
+    scheduler = fresh()
+    name, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type")
+    words = f"scheduler must be one that works with prediction_type {prediction!r}, got {name}"
+    few = min(10, scheduler.config.num_train_timesteps)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            far = (
+                _distance(scheduler, scale=scale, steps=few) if prediction == "sample" else _first_step(scheduler, few)
+            )
+    except Exception as error:
+        raise ValueError(f"{words} ({first_line(error)}): {CURE}") from error
+    if not far < 0.5:
+        raise ValueError(
+            f"{words} (it ends {far:.2g} times the mask's scale away from the x_0 that it was told): {CURE}"
+        )
+    try:
+        fresh().set_timesteps(steps)
+    except Exception as error:
+        raise ValueError(
+            f"num_inference_steps must be a number that {name} can take, got {steps} ({first_line(error)}): use more steps, or DDIMScheduler"
+        ) from error
+
+
+def _distance(scheduler: Any, *, scale: float, steps: int) -> float:
+    """How far from a mask of all pixels it ends if told at each step that this is x_0, in units of `scale`."""
+    scheduler.set_timesteps(steps)
+    told = torch.full((1, 1, 4, 4), scale)
+    x_t = torch.randn(told.shape, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        scheduler.scale_model_input(x_t, t)
+        x_t = scheduler.step(told, t, x_t)[0]
+    far = float((x_t - told).abs().max()) / scale
+    return far if math.isfinite(far) else math.inf
+
+
+def _first_step(scheduler: Any, steps: int) -> float:
+    scheduler.set_timesteps(steps)
+    x_t = torch.zeros(1, 1, 4, 4)
+    told = torch.zeros(1, 2, 4, 4) if takes_variance(scheduler) else x_t
+    scheduler.scale_model_input(x_t, scheduler.timesteps[0])
+    scheduler.step(told, scheduler.timesteps[0], x_t)
+    return 0.0
