@@ -1,20 +1,24 @@
 """How fast the shipped weights are, and against what: ratios in one run on one machine, medians with their spread.
 
-    python benchmarks/speed.py [--weights default] [--rounds 5] [--out results/speed.json]
+    python benchmarks/speed.py [--weights default] [--device cpu] [--rounds 5] [--out results/speed.json]
+
+Prints rows for the tables of docs/performance.md, and writes the same as JSON.
 
 protocol: a picture's time by the official protocol (the 83-million-parameter network at the same mask resolution, 3 members x 1000
 steps a layer, every layer and the empty one) from the measured time of one pass, multiplied out and not run, against ours, run.
 stock: a small monolithic network, and the weights' own, through a plain loop over a diffusers scheduler and through our sampler, at equal
 steps. photo: seconds for a picture of 512 x 512, the whole call with its result and edge refinement, and for 1 and 8 members. parts: encoder
 (its fusion included and alone) and denoiser at batch 8 beside the matrix product, the machine's peak.
-growth: seconds against members, layers, picture size and batch. memory: most memory of a fresh process against the same.
-onnx: encoder and denoiser in onnxruntime beside torch (extra `onnx`). start: seconds of `sas --help`, of a first result, and of
-`sas sample` on one picture.
+growth: seconds against members, layers, steps, picture size and batch. memory: most memory of a fresh process (on a GPU: of its tensors
+there) against the same. onnx: encoder and denoiser in onnxruntime beside torch, both on the CPU, and how far apart what they give is (extra
+`onnx`). start: seconds of `sas --help`, of a first result, and of `sas sample` on one picture. gpu: milliseconds an image in bfloat16, as
+it is and compiled; only where the device is a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -22,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,14 +38,14 @@ from protocols import SMALL
 from torch.utils.flop_counter import FlopCounterMode
 
 from sas.config import load_config
-from sas.diffusion import condition, scheduler_for
+from sas.diffusion import condition, in_range, scheduler_for
 from sas.factory import build_model, build_pipeline
 from sas.models import select_rows
 from sas.pipeline import SASPipeline
 from sas.seeding import generator_for
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("protocol", "stock", "photo", "parts", "growth", "memory", "onnx", "start")
+PARTS = ("protocol", "stock", "photo", "parts", "growth", "memory", "onnx", "start", "gpu")
 Timing = tuple[float, float, float]
 
 
@@ -50,12 +54,28 @@ def seconds(work: Callable[[], object], rounds: int) -> Timing:
     work()
     taken = []
     for _ in range(rounds):
+        synchronize()
         started = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken), min(taken), max(taken)
+    return spread(taken)
+
+
+def in_ms(timing: Timing) -> Timing:
+    median, low, high = timing
+    return 1e3 * median, 1e3 * low, 1e3 * high
+
+
+def spread(values: Sequence[float]) -> Timing:
+    """Median, lowest and highest."""
+    return statistics.median(values), min(values), max(values)
+
+
+def synchronize() -> None:
+    """Wait until an accelerator, if there is one, has done what it was given: its work goes on after a call has returned."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def picture(side: int, seed: int = 0) -> np.ndarray:
@@ -66,6 +86,22 @@ def picture(side: int, seed: int = 0) -> np.ndarray:
         top, left = random.integers(0, side // 2, 2)
         canvas[top : top + side // 3, left : left + side // 3] = random.integers(0, 255, 3)
     return canvas
+
+
+def masks_like(pipe: SASPipeline, rows: int) -> torch.Tensor:
+    """Empty masks as the pipeline's network takes them, (rows, 1, h, w)."""
+    size = pipe.config.mask_size
+    return torch.zeros(rows, 1, size, size, device=pipe.device, dtype=pipe.dtype)
+
+
+def images_like(pipe: SASPipeline, count: int, side: int) -> torch.Tensor:
+    """Grey images as the pipeline's network takes them, (count, 3, side, side)."""
+    return torch.zeros(count, 3, side, side, device=pipe.device, dtype=pipe.dtype).to(memory_format=torch.channels_last)
+
+
+def rows_of(pipe: SASPipeline, count: int) -> torch.Tensor:
+    """Zeros int64 (count,): time steps, or the one image that all masks belong to."""
+    return torch.zeros(count, dtype=torch.int64, device=pipe.device)
 
 
 @contextmanager
@@ -106,11 +142,11 @@ def fixed_work(
 
 
 def protocol(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
-    paper = build_model(load_config(ROOT / "configs" / "paper.yaml")).eval().to(memory_format=torch.channels_last)
-    size = pipe.config.mask_size
-    masks, image = torch.zeros(3, 1, size, size), torch.zeros(3, 3, size, size)
+    paper = build_model(load_config(ROOT / "configs" / "paper.yaml")).eval()
+    paper.to(pipe.device, pipe.dtype, memory_format=torch.channels_last)
+    masks, image, times = masks_like(pipe, 3), images_like(pipe, 3, pipe.config.mask_size), rows_of(pipe, 3)
     with torch.no_grad():
-        one_pass = seconds(lambda: paper(masks, torch.zeros(3, dtype=torch.int64), masks, image), rounds)
+        one_pass = seconds(lambda: paper(masks, times, masks, image), rounds)
     layers = 5
     official = tuple(value * 1000 * (layers + 1) for value in one_pass)
     ours = seconds(fixed_work(pipe, 512, layers=layers, members=3, steps=4), rounds)
@@ -131,24 +167,24 @@ def stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     """One network, members batched in both, 20 steps: a loop as diffusers' pipelines write it, and ours, taking turns; for the small
     monolithic network of `benchmarks/protocols.py` (untrained: speed does not depend on it) and for the one of the weights."""
     config = load_config(None, SMALL)
-    small = build_pipeline(config, build_model(config).eval())
+    small = build_pipeline(config, build_model(config).eval().to(pipe.device, pipe.dtype))
     return {"small monolithic": _stock(small, 4 * rounds), "the weights' network": _stock(pipe, 4 * rounds)}
 
 
 def _stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     size, members, steps = pipe.config.mask_size, 3, 20
     with torch.no_grad():
-        features = pipe.model.encode(torch.zeros(1, 3, pipe.config.image_size, pipe.config.image_size))
-    found = torch.zeros(members, 1, size, size, dtype=torch.bool)
-    rows = torch.zeros(members, dtype=torch.int64)
+        features = pipe.model.encode(images_like(pipe, 1, pipe.config.image_size))
+    found, rows = masks_like(pipe, members).bool(), rows_of(pipe, members)
 
     @torch.no_grad()
     def plain() -> torch.Tensor:
         scheduler = scheduler_for(pipe.scheduler, pipe.codec)
-        scheduler.set_timesteps(steps)
-        sample, seen, chosen = torch.randn(members, 1, size, size), condition(found), select_rows(features, rows)
+        scheduler.set_timesteps(steps, device=pipe.device)
+        sample, seen = torch.randn(members, 1, size, size, device=pipe.device), condition(found).to(pipe.dtype)
+        chosen = select_rows(features, rows)
         for t in scheduler.timesteps:
-            output = pipe.model(sample, t.expand(members), seen, chosen)[:, :1]
+            output = pipe.model(sample.to(pipe.dtype), t.expand(members), seen, chosen)[:, :1]
             sample = scheduler.step(pipe.codec.encode(output.sigmoid()), t, sample).prev_sample
         return sample
 
@@ -162,9 +198,9 @@ def _stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in pipe.model.parameters()),
         "steps": steps,
         "members": members,
-        "plain_loop_s": (statistics.median(one), min(one), max(one)),
-        "ours_s": (statistics.median(other), min(other), max(other)),
-        "ours_over_plain": statistics.median(theirs / plains for plains, theirs in pairs),
+        "plain_loop_s": spread(one),
+        "ours_s": spread(other),
+        "ours_over_plain": spread([theirs / plains for plains, theirs in pairs]),
     }
 
 
@@ -178,22 +214,22 @@ def photo(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
 
 def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     """The works take turns, so that a machine whose speed changes is fair to all; each has several times the rounds, being short."""
-    model, size = pipe.model, pipe.config.mask_size
-    a = torch.randn(2048, 2048)
-    image = torch.zeros(1, 3, pipe.config.image_size, pipe.config.image_size).to(memory_format=torch.channels_last)
+    model = pipe.model
+    a = torch.randn(2048, 2048, device=pipe.device, dtype=pipe.dtype)
+    image = images_like(pipe, 1, pipe.config.image_size)
     with torch.no_grad():
-        features = select_rows(model.encode(image), torch.zeros(8, dtype=torch.int64))
-        masks, times = torch.zeros(8, 1, size, size), torch.zeros(8, dtype=torch.int64)
+        masks, times = masks_like(pipe, 8), rows_of(pipe, 8)
+        features = select_rows(model.encode(image), times)
         works: dict[str, Callable[[], object]] = {
             "matrix product": lambda: a @ a,
             "denoiser": lambda: model(masks, times, masks, features),
             "encoder": lambda: model.encode(image),
         }
         if hasattr(model, "image_encoder"):
-            small = torch.zeros(1, 3, 128, 128).to(memory_format=torch.channels_last)
+            small = images_like(pipe, 1, 128)
             works["image encoder alone, 128 x 128"] = lambda: model.image_encoder(small)
         if getattr(model, "fuse", None) is not None:
-            maps = [torch.zeros(1, *part.shape[1:]).to(memory_format=torch.channels_last) for part in features]
+            maps = [torch.zeros_like(part[:1], memory_format=torch.channels_last) for part in features]
             works["fusion"] = lambda: model.fuse(maps)
         work, taken = {}, {name: [] for name in works}
         for name, one in works.items():
@@ -206,7 +242,7 @@ def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     median = {name: statistics.median(values) for name, values in taken.items()}
     rate = {name: work[name] / median[name] for name in works}
     return {
-        "ms": {name: tuple(1e3 * value for value in (median[name], min(values), max(values))) for name, values in taken.items()},
+        "ms": {name: in_ms(spread(values)) for name, values in taken.items()},
         "gflops": rate,
         "share_of_the_matrix_product": {name: value / rate["matrix product"] for name, value in rate.items()},
     }  # fmt: skip
@@ -227,23 +263,28 @@ def growth(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
 
 
 def memory(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
-    """Most memory, MiB, of a fresh process that takes pictures apart, and of one that only loads the weights (Linux)."""
+    """Most memory, MiB, of a fresh process that takes pictures apart, and of one that only loads the weights (Linux). On a GPU it is what
+    tensors held there, by PyTorch's count, and leaves the CPU's out."""
     code = """
 import sys
 sys.path.insert(0, "benchmarks")
+import torch
 from sas import SASPipeline
 from speed import fixed_work
-side, members, images, layers = map(int, sys.argv[1:])
-pipe = SASPipeline.from_pretrained()
+device, *numbers = sys.argv[1:]
+side, members, images, layers = map(int, numbers)
+pipe = SASPipeline.from_pretrained().to(device)
 pipe.set_progress_bar_config(disable=True)
 if images:
     fixed_work(pipe, side, layers=layers, members=members, steps=4, images=images)()
-# getrusage would also count what the process that started this one held.
-print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+if pipe.device.type == "cuda":
+    print(torch.cuda.max_memory_allocated(pipe.device) // 2**20)
+else:  # getrusage would also count what the process that started this one held
+    print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
     def most(*, side: int = 512, members: int = 3, images: int = 1, layers: int = 3) -> int:
-        given = [str(value) for value in (side, members, images, layers)]
+        given = [str(value) for value in (pipe.device, side, members, images, layers)]
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, *given], check=True, capture_output=True, text=True, cwd=ROOT
         )
@@ -257,7 +298,8 @@ print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if
 
 
 def onnx(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
-    """Milliseconds of an image through the encoder and of 8 masks through the denoiser, in both runtimes, on as many threads."""
+    """Milliseconds of an image through the encoder and of 8 masks through the denoiser, in both runtimes, on as many threads, and the
+    largest difference between what they give for the same random inputs. Both run in float32 on the CPU, wherever the pipeline is."""
     import onnxruntime
 
     from sas.export import export_onnx
@@ -270,27 +312,42 @@ def onnx(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
             onnxruntime.InferenceSession(f"{folder}/onnx/{name}.onnx", settings, providers=["CPUExecutionProvider"])
             for name in ("encoder", "denoiser")
         )
-    size = pipe.config.mask_size
-    image = torch.zeros(1, 3, pipe.config.image_size, pipe.config.image_size).to(memory_format=torch.channels_last)
-    masks, times = torch.zeros(8, 1, size, size), torch.zeros(8, dtype=torch.int64)
+    model, config, random = copy.deepcopy(pipe.model).float().cpu(), pipe.config, torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, config.image_size, config.image_size, generator=random) * 2 - 1
+    image = in_range(image, config.image_range).to(memory_format=torch.channels_last)
+    noisy = torch.randn(8, 1, config.mask_size, config.mask_size, generator=random)
+    seen = condition(torch.rand(noisy.shape, generator=random) < 0.5)
+    times = torch.randint(0, pipe.scheduler.config.num_train_timesteps, (8,), generator=random)
     with torch.no_grad():
-        maps = select_rows(pipe.model.encode(image), torch.zeros(8, dtype=torch.int64))
-        own_encoder = seconds(lambda: pipe.model.encode(image), rounds)
-        own_denoiser = seconds(lambda: pipe.model(masks, times, masks, maps), rounds)
-    given = {"noisy": masks.numpy(), "timestep": times.numpy(), "cumulative": masks.numpy()}
-    features = (maps,) if isinstance(maps, torch.Tensor) else maps
-    given |= {f"feature_{number}": one.contiguous().numpy() for number, one in enumerate(features)}
+        features = model.encode(image)
+        maps = select_rows(features, torch.zeros(8, dtype=torch.int64))
+        own_masks = model(noisy, times, seen, maps)
+        own_encoder = seconds(lambda: model.encode(image), rounds)
+        own_denoiser = seconds(lambda: model(noisy, times, seen, maps), rounds)
+    # The denoiser gets torch's maps in both, so that its difference is its own.
     picture_in = {"image": image.contiguous().numpy()}
+    given = {"noisy": noisy.numpy(), "timestep": times.numpy(), "cumulative": seen.numpy()}
+    given |= {f"feature_{number}": one.contiguous().numpy() for number, one in enumerate(_maps(maps))}
     other_encoder = seconds(lambda: encoder.run(None, picture_in), rounds)
     other_denoiser = seconds(lambda: denoiser.run(None, given), rounds)
-    in_ms = {
-        name: tuple(1e3 * value for value in timing)
-        for name, timing in (
-            ("torch_encoder_ms", own_encoder), ("onnxruntime_encoder_ms", other_encoder),
-            ("torch_denoiser_8_masks_ms", own_denoiser), ("onnxruntime_denoiser_8_masks_ms", other_denoiser),
-        )
-    }  # fmt: skip
-    return {**in_ms, "onnxruntime": onnxruntime.__version__}
+    own_maps, other_maps = [one.numpy() for one in _maps(features)], encoder.run(None, picture_in)
+    return {
+        "torch_encoder_ms": in_ms(own_encoder),
+        "onnxruntime_encoder_ms": in_ms(other_encoder),
+        "encoder_largest_difference": _largest_difference(own_maps, other_maps),
+        "torch_denoiser_8_masks_ms": in_ms(own_denoiser),
+        "onnxruntime_denoiser_8_masks_ms": in_ms(other_denoiser),
+        "denoiser_largest_difference": _largest_difference([own_masks.numpy()], denoiser.run(None, given)),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _maps(features: Any) -> tuple[torch.Tensor, ...]:
+    return (features,) if isinstance(features, torch.Tensor) else features
+
+
+def _largest_difference(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
+    return max(float(np.abs(one - two).max()) for one, two in zip(own, other, strict=True))
 
 
 def start(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
@@ -311,32 +368,103 @@ def start(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
         return {name: seconds(program(given), rounds) for name, given in programs.items()}
 
 
+def gpu(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    """Milliseconds an image in bfloat16, one image or 32 at once: the network as it is, compiled, and compiled to CUDA graphs.
+
+    Has not been run on a GPU yet; elsewhere it is left out.
+    """
+    modes = {"as it is": None, "torch.compile": "default", "torch.compile, reduce-overhead": "reduce-overhead"}
+    return {
+        name: {f"{images} at once, ms an image": drawing(pipe, rounds, images=images, mode=mode) for images in (1, 32)}
+        for name, mode in modes.items()
+    }
+
+
+def drawing(pipe: SASPipeline, rounds: int, *, images: int, mode: str | None, layers: int = 6) -> Timing:
+    """Milliseconds an image of what the network does in a call, in bfloat16: encoding, then 3 members in 4 steps for each layer. The CPU's
+    part of a call (reading, consensus, refinement) is left out. mode: of torch.compile; None leaves the network as it is."""
+    members, steps = 3, 4
+    model = copy.deepcopy(pipe.model).bfloat16()
+    encode, network = model.encode, model
+    if mode is not None:
+        torch.compiler.reset()  # each number of images by itself: the second one would be compiled for any number
+        encode, network = torch.compile(model.encode, mode=mode), torch.compile(model, mode=mode)
+    image = images_like(pipe, images, pipe.config.image_size).bfloat16()
+    found = masks_like(pipe, members * images).bool()
+    picture = torch.arange(images, device=pipe.device).repeat_interleave(members)
+    noise = [generator_for(0, row) for row in range(len(found))]
+    sampler = pipe.sampler(steps=steps, rows=len(found))
+
+    @torch.no_grad()
+    def work() -> None:
+        # A copy: CUDA graphs write what they give to the same memory again, and the maps must outlive the denoiser's calls.
+        features = select_rows(encode(image), torch.arange(images, device=pipe.device))
+        for _ in range(layers):
+            sampler(network, features, found, noise, picture=picture)
+
+    for _ in range(2):  # CUDA graphs are recorded in the second call
+        work()
+    median, low, high = in_ms(seconds(work, rounds))
+    return median / images, low / images, high / images
+
+
+def shown(value: Any) -> str:
+    """Three numbers as median (lowest to highest)."""
+    if isinstance(value, tuple):
+        median, low, high = (shown(number) for number in value)
+        return f"{median} ({low} to {high})"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def table_rows(found: dict[str, Any], name: str) -> Iterator[str]:
+    """Rows of a table: a row a value, and one row for what grows with a number."""
+    if all(key.isdecimal() for key in found):
+        yield f"| {name} | {', '.join(f'{key}: {shown(value)}' for key, value in found.items())} |"
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            yield from table_rows(value, f"{name}, {key}")
+        else:
+            yield f"| {name}, {key} | {shown(value)} |"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="default")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", default="results/speed.json")
     options = parser.parse_args()
     pipe = SASPipeline.from_pretrained(None if options.weights == "default" else options.weights)
     pipe.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
+    pipe.to(options.device)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {pipe.device}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {_device_name(pipe.device)}",
         "weights": pipe.model_info.id,
         "date": time.strftime("%Y-%m-%d"),
         "timings": "median, shortest, longest",
     }
     work = {
         "protocol": protocol, "stock": stock, "photo": photo, "parts": parts, "growth": growth, "memory": memory, "onnx": onnx,
-        "start": start,
+        "start": start, "gpu": gpu,
     }  # fmt: skip
     for name in options.only:
+        if name == "gpu" and pipe.device.type != "cuda":
+            print("gpu: left out, the device is no GPU", flush=True)
+            continue
         found[name] = work[name](pipe, options.rounds)
-        print(name, json.dumps(found[name], indent=1), flush=True)
+        print("\n".join(table_rows(found[name], name)), flush=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
 
 
