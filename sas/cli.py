@@ -192,7 +192,7 @@ def _train(options: Train) -> int:
     out = Path(options.out or f"runs/{name}")
     logging.getLogger("sas").setLevel(logging.INFO)
     if options.dry_run:
-        return _dry_run(settings, out)
+        return _dry_run(settings, out, cpu=options.cpu)
     from sas.training import Trainer
 
     trainer = Trainer(
@@ -209,10 +209,12 @@ def _train(options: Train) -> int:
     return 0
 
 
-def _dry_run(settings: Config, out: Path) -> int:
-    """What a run would do, after looking at its data."""
+def _dry_run(settings: Config, out: Path, *, cpu: bool) -> int:
+    """What a run would do, after looking at its data and at what it would run on."""
+    from sas.distributed import check_precision
     from sas.factory import build_model, check_data
 
+    check_precision(settings.training.precision, cpu=cpu)
     words = check_data(settings.data)
     parameters = sum(parameter.numel() for parameter in build_model(settings).parameters())
     training = settings.training

@@ -178,7 +178,7 @@ class Export:
     """Write the network to ONNX: encoder.onnx, denoiser.onnx and settings.json."""
 
     out: str
-    """Folder to write."""
+    """Folder to write: a new or empty one, or an earlier export, which is replaced."""
     weights: str = "default"
     """Pipeline folder, training folder, hub id, or "default" for the shipped weights."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

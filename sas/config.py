@@ -334,7 +334,7 @@ class LoggingSettings(Settings):
     """Scenes of a validation."""
     validation_steps: int | None = Field(None, ge=1)
     """Denoising steps a layer in validations; None: sampling.steps."""
-    validation_members: int | None = Field(None, ge=1)
+    validation_members: int | None = Field(None, ge=1, le=1024)
     """Ensemble size in validations; None: sampling.members."""
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Trackers beside metrics.jsonl. wandb works offline unless told otherwise."""
@@ -372,10 +372,13 @@ class Config(Settings):
                 f"data.mask_size must be divisible by patch x 2^(levels - 1) = {side}, got {self.data.mask_size}: "
                 "change mask_size, model.patch or the number of model.channels"
             )
-        if self.sampling.steps > self.diffusion.num_train_timesteps:
-            raise ValueError(
-                f"sampling.steps must be at most num_train_timesteps = {self.diffusion.num_train_timesteps}, got {self.sampling.steps}: lower it"
-            )
+        longest = self.diffusion.num_train_timesteps
+        for name, steps in (
+            ("sampling.steps", self.sampling.steps),
+            ("logging.validation_steps", self.logging.validation_steps),
+        ):
+            if steps is not None and steps > longest:
+                raise ValueError(f"{name} must be at most num_train_timesteps = {longest}, got {steps}: lower it")
         return self
 
 

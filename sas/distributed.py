@@ -31,14 +31,19 @@ def check_launch(environment: Mapping[str, str] | None = None) -> None:
         )
 
 
-def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
-    """Accelerator for one process or plain data parallelism; other launches are refused until they are tested."""
-    check_launch()
+def check_precision(precision: str, *, cpu: bool = False) -> None:
+    """Refuse half precision where there is nothing but a CPU, or nothing else may be used (`cpu`)."""
     if precision != "no" and (cpu or not torch.accelerator.is_available()):
         raise LaunchError(
             f'training.precision must be "no" on the CPU, got "{precision}": half precision is emulated there and many times slower; '
             "use a GPU, or leave it out"
         )
+
+
+def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
+    """Accelerator for one process or plain data parallelism; other launches are refused until they are tested."""
+    check_launch()
+    check_precision(precision, cpu=cpu)
     # No buffers of our own networks change in training, so they need no broadcast, which would cost a round trip a step. The running
     # statistics of an encoder brought along are those of the first process.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)

@@ -12,6 +12,10 @@ from torch import nn
 from sas.io import InputError, atomic_folder
 from sas.models import Features
 from sas.pipeline import SASPipeline
+from sas.pretrained import holds_something_else
+
+MARKS = ("encoder.onnx", "settings.json")
+"""Files by which a folder is known as an earlier export, which may be replaced."""
 
 
 class _Encoder(nn.Module):
@@ -46,8 +50,14 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
 
     encoder: image float32 (batch, 3, H, W) in [-1, 1] -> feature_0, feature_1, ... denoiser: noisy (rows, 1, h, w), timestep int64
     (rows,), cumulative (rows, 1, h, w) in {-1, 1}, feature_0, ... -> output (rows, C, h, w). Batch and rows are free.
-    The pipeline stays as it is. InputError: the extra `onnx` is not installed.
+    The pipeline stays as it is. An earlier export is replaced. InputError: the folder holds other files, or the extra `onnx` is not installed.
     """
+    if holds_something_else(Path(out), marks=MARKS):
+        found = min(path.name for path in Path(out).iterdir())
+        raise InputError(
+            f"out must be a new or empty folder or an earlier export, which is replaced as a whole, got {out}, which holds {found} and is no "
+            "export; choose a new or empty folder"
+        )
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

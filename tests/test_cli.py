@@ -162,6 +162,16 @@ def test_dry_run_looks_at_the_data(call: Call, tmp_path: Path) -> None:
     assert "data: 2 cutouts in " in out and f"output: {Path('runs') / 'cutouts'}" in out
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_dry_run_refuses_what_the_trainer_would_refuse(call: Call, tmp_path: Path, precision: str) -> None:
+    arguments = ("train", "--cpu", *QUICK, *SMALL, "--training.precision", precision)
+    message = f'sas train: training.precision must be "no" on the CPU, got "{precision}": half precision is emulated'
+    for options in (("--dry-run",), ()):
+        status, out, err = call(*arguments, *options)
+        assert (status, out) == (1, "") and err.startswith(message) and err.endswith("use a GPU, or leave it out")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -116,6 +116,8 @@ def test_keys_with_dots_in_a_file(tmp_path: Path, text: str, message: str) -> No
         ("sampling.threshold", 1, "less than 1: pass a smaller number"),
         ("sampling.members", 0, "at least 1: pass 1 or more"),
         ("logging.keep_checkpoints", 0, "at least 1: pass 1 or more"),
+        ("logging.validation_steps", 0, "at least 1: pass 1 or more"),
+        ("logging.validation_members", 1025, "at most 1024: pass 1024 or less"),
     ],
 )
 def test_type_or_range(name: str, value: Any, rule: str) -> None:
@@ -174,10 +176,24 @@ def test_all_faults_at_once() -> None:
             {"sampling.steps": 2000, "sampling.scheduler": "ddpm"},
             "sampling.steps must be at most num_train_timesteps = 1000, got 2000: lower it",
         ),
+        (
+            {"logging.validation_steps": 1_000_000},
+            "logging.validation_steps must be at most num_train_timesteps = 1000, got 1000000: lower it",
+        ),
+        (
+            {"logging.validation_steps": 51, "diffusion.num_train_timesteps": 50},
+            "logging.validation_steps must be at most num_train_timesteps = 50, got 51: lower it",
+        ),
     ],
 )
 def test_combination(overrides: dict[str, Any], message: str) -> None:
     assert message in fault(overrides)
+
+
+def test_validation_may_take_every_step_of_the_schedule() -> None:
+    config = load_config(None, {"diffusion.num_train_timesteps": 50, "logging.validation_steps": 50})
+    assert config.logging.validation_steps == 50
+    assert load_config(None, {"logging.validation_steps": None}).logging.validation_steps is None
 
 
 # ---------------------------------------------------------------------- files and overrides

@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from tiny import program_environment, read_metrics, tiny_config, write_scenes
 
 from sas.checkpoint import latest_checkpoint
-from sas.distributed import LaunchError, check_launch, make_accelerator, share, sum_over_processes
+from sas.distributed import LaunchError, check_launch, check_precision, make_accelerator, share, sum_over_processes
 from sas.factory import build_source
 from sas.training import Trainer
 
@@ -90,6 +90,11 @@ def test_launches_that_are_what_they_say() -> None:
 def test_half_precision_on_the_cpu_is_refused(precision: str) -> None:
     with pytest.raises(LaunchError, match=f'training.precision must be "no" on the CPU, got "{precision}"'):
         make_accelerator(precision=precision, cpu=True)
+    with pytest.raises(
+        LaunchError, match=f'training.precision must be "no" on the CPU, got "{precision}": .* use a GPU'
+    ):
+        check_precision(precision, cpu=True)
+    check_precision("no", cpu=True)
 
 
 def test_launch_of_one_process_for_several_is_refused() -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sas.__main__ import main
+from sas.models import SplitDenoiser
 from sas.pretrained import DEFAULT_WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +53,13 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
     named = [line.split()[1] for line in commands() if line.startswith("make ")]
     assert named == ["demo", "test"]
     assert set(named) <= set(targets)
+
+
+def test_the_encoder_of_the_training_guide_fits_the_default_network() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), flags=re.S)
+    exec(block, {})
+    features = SplitDenoiser(encoder="my_encoder").encode(torch.zeros(1, 3, 128, 128))
+    assert [tuple(level.shape) for level in features] == [(1, 48, 32, 32), (1, 96, 16, 16)]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from torch import nn
 from sas.__main__ import main
 from sas.export import export_onnx
 from sas.factory import build_model, build_pipeline
+from sas.io import InputError
 from sas.pipeline import SASPipeline
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
@@ -30,7 +31,7 @@ LITE = {
     "model_channels": (8, 16, 16, 16),
 }
 DEEP = {**LITE, "model_encoder": "efficientnet_lite0_deep", "data_image_size": 64, "model_fusion": (8, 16, 16, 16)}
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the exporter warns of its own future
+pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter warns of its own future
 
 
 def pipe_of(settings: dict) -> SASPipeline:
@@ -43,10 +44,12 @@ def pipe_of(settings: dict) -> SASPipeline:
     return build_pipeline(config, model.eval(), model_id="tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SPLIT, LITE, DEEP, {}], ids=["conv", "efficientnet", "deep with fusion", "unet"])
 @torch.no_grad()
 def test_equal_to_torch(settings: dict, tmp_path: Path) -> None:
     pipe = pipe_of(settings)
+    (tmp_path / "onnx").mkdir()  # an empty folder may be taken
     files = export_onnx(pipe, tmp_path / "onnx")
     assert [path.name for path in files] == ["denoiser.onnx", "encoder.onnx", "settings.json"]
     encoder, denoiser = (onnxruntime.InferenceSession(tmp_path / "onnx" / f"{n}.onnx") for n in ("encoder", "denoiser"))
@@ -70,10 +73,30 @@ def test_equal_to_torch(settings: dict, tmp_path: Path) -> None:
         np.testing.assert_allclose(denoiser.run(None, given)[0], expected.numpy(), atol=1e-4, rtol=1e-4)
 
 
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("names", [("notes.txt", "a.txt"), ("a.txt", "settings.json"), ("a.txt", "encoder.onnx")])
+def test_a_folder_of_something_else_is_refused_and_left_alone(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text(f"mine: {name}")
+    before = contents(tmp_path)
+    rule = "out must be a new or empty folder or an earlier export, which is replaced as a whole"
+    with pytest.raises(InputError, match=rf"^{rule}, got \S+, which holds a\.txt and is no export; choose a new or"):
+        export_onnx(pipe_of(SPLIT), tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe_of(SPLIT).save_pretrained(tmp_path / "weights")
+    (tmp_path / "onnx").mkdir()
+    for name in ("encoder.onnx", "settings.json", "old.onnx"):  # an earlier export, of which nothing stays
+        (tmp_path / "onnx" / name).write_text("old")
     assert main(["export", "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "onnx")]) == 0
     assert str(tmp_path / "onnx" / "encoder.onnx") in capsys.readouterr().out
+    assert not (tmp_path / "onnx" / "old.onnx").exists()
     settings = json.loads((tmp_path / "onnx" / "settings.json").read_text())
     assert settings["pipeline"]["mask_size"] == 16 and settings["scheduler"]["num_train_timesteps"] == 1000
     assert not [name for part in settings.values() for name in part if name.startswith("_")]

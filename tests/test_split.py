@@ -157,14 +157,14 @@ def test_fusion_of_the_wrong_length_is_named() -> None:
 
 def test_fusion_of_maps_that_leave_out_a_level_is_refused() -> None:
     class Coarse(Halving):
-        class feature_info:
+        class feature_info(Halving.feature_info):
             @staticmethod
             def reduction() -> list[int]:
                 return [4, 16]
 
-            @staticmethod
-            def channels() -> list[int]:
-                return [6, 10]
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.Conv2d(6, 10, 4, stride=4)
 
     register_encoder("coarse", lambda: FeatureEncoder(Coarse()))
     with pytest.raises(ValueError, match=r"fusion must be empty for encoder coarse, .* between 0 and 2, got \(8, 8\)"):

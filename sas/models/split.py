@@ -20,14 +20,15 @@ from torch import nn
 from torch.nn import functional
 
 from sas.io import InputError
-from sas.models.encoders import EfficientNetLite0, TimmEncoder, build_encoder
+from sas.models.encoder_check import check_maps, declared_maps
+from sas.models.encoders import BUILT_IN, EfficientNetLite0, TimmEncoder, build_encoder
 
 
 class SplitDenoiser(ModelMixin, ConfigMixin):
     """Image encoder and light mask denoiser.
 
     image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0" (to stride 16), "efficientnet_lite0_deep"
-    (to stride 32), "timm/NAME" or a registered one.
+    (to stride 32), "timm/NAME" or a registered one; the last two are run once on an empty picture, to see that their maps are as they say.
     encoder_widths: of the "conv" encoder's three maps. fusion: width of each level at which the encoder's maps are fused, from fine to
     coarse; empty for none. channels: width of each level of the denoiser; each after the first halves the resolution. blocks: residual
     blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
@@ -61,14 +62,14 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
                 "change mask_size, patch or the number of channels"
             )
         self.image_encoder = build_encoder(encoder, widths=encoder_widths, norm_groups=norm_groups)
+        strides, widths = declared_maps(self.image_encoder, encoder)
         sides = [side // 2**level for level in range(len(channels))]
-        self.places = [
-            _place(image_size, stride, sides, encoder)
-            for stride in self.image_encoder.strides  # type: ignore[union-attr,arg-type]
-        ]
+        self.places = [_place(image_size, stride, sides, encoder) for stride in strides]
+        if encoder not in BUILT_IN:
+            check_maps(self.image_encoder, name=encoder, image_size=image_size)
         self.necks = nn.ModuleList(
             nn.Conv2d(width * fold**2, channels[level], 1)
-            for (level, fold), width in zip(self.places, self.image_encoder.widths, strict=True)  # type: ignore[arg-type]
+            for (level, fold), width in zip(self.places, widths, strict=True)
         )
         given = sorted({level for level, _ in self.places})
         if fusion and len(fusion) != len(given):
