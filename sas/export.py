@@ -12,10 +12,9 @@ from torch import nn
 from sas.io import InputError, atomic_folder
 from sas.models import Features
 from sas.pipeline import SASPipeline
-from sas.pretrained import holds_something_else
 
-MARKS = ("encoder.onnx", "settings.json")
-"""Files by which a folder is known as an earlier export, which may be replaced."""
+WRITTEN = {"encoder.onnx", "denoiser.onnx", "settings.json"}
+"""All files of an export; a folder with just these may be replaced."""
 
 
 class _Encoder(nn.Module):
@@ -52,8 +51,9 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
     (rows,), cumulative (rows, 1, h, w) in {-1, 1}, feature_0, ... -> output (rows, C, h, w). Batch and rows are free.
     The pipeline stays as it is. An earlier export is replaced. InputError: the folder holds other files, or the extra `onnx` is not installed.
     """
-    if holds_something_else(Path(out), marks=MARKS):
-        found = min(path.name for path in Path(out).iterdir())
+    names = {path.name for path in Path(out).iterdir()} if Path(out).is_dir() else set()
+    if names and names != WRITTEN:
+        found = min(names - WRITTEN or names)
         raise InputError(
             f"out must be a new or empty folder or an earlier export, which is replaced as a whole, got {out}, which holds {found} and is no "
             "export; choose a new or empty folder"
@@ -70,11 +70,11 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
     with torch.no_grad():
         maps = encoder(image)
         single = isinstance(model.encode(image), torch.Tensor)
-    names = [f"feature_{number}" for number in range(len(maps))]
+    features = [f"feature_{number}" for number in range(len(maps))]
     batch, rows = torch.export.Dim("batch", min=1), torch.export.Dim("rows", min=1)
     with atomic_folder(Path(out)) as folder:
         torch.onnx.export(
-            encoder, (image,), folder / "encoder.onnx", input_names=["image"], output_names=names, opset_version=opset,
+            encoder, (image,), folder / "encoder.onnx", input_names=["image"], output_names=features, opset_version=opset,
             dynamic_shapes=({0: batch},), dynamo=True, external_data=False, verbose=False,
         )  # fmt: skip
         given = (
@@ -84,7 +84,7 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
             *maps,
         )  # not one tensor twice: it would be one input
         torch.onnx.export(
-            _Denoiser(model, single), given, folder / "denoiser.onnx", input_names=["noisy", "timestep", "cumulative", *names],
+            _Denoiser(model, single), given, folder / "denoiser.onnx", input_names=["noisy", "timestep", "cumulative", *features],
             output_names=["output"], opset_version=opset, dynamo=True, external_data=False, verbose=False,
             dynamic_shapes=({0: rows}, {0: rows}, {0: rows}, tuple({0: rows} for _ in maps)),
         )  # fmt: skip

@@ -90,9 +90,9 @@ def state_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def holds_something_else(folder: Path, *, marks: tuple[str, ...] = ("model_index.json",)) -> bool:
-    """Whether the folder has files in it and is not what may be replaced: a pipeline, or what has all these files in it."""
-    return folder.is_dir() and any(folder.iterdir()) and not all((folder / mark).is_file() for mark in marks)
+def holds_something_else(folder: Path) -> bool:
+    """Whether the folder has files in it and is no pipeline."""
+    return folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").exists()
 
 
 def forget_folder(file: Path) -> None:

@@ -77,7 +77,10 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("names", [("notes.txt", "a.txt"), ("a.txt", "settings.json"), ("a.txt", "encoder.onnx")])
+@pytest.mark.parametrize(
+    "names",
+    [("notes.txt", "a.txt"), ("a.txt", "settings.json"), ("a.txt", "encoder.onnx", "denoiser.onnx", "settings.json")],
+)
 def test_a_folder_of_something_else_is_refused_and_left_alone(names: tuple[str, ...], tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_text(f"mine: {name}")
@@ -92,11 +95,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(names: tuple[str, 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe_of(SPLIT).save_pretrained(tmp_path / "weights")
     (tmp_path / "onnx").mkdir()
-    for name in ("encoder.onnx", "settings.json", "old.onnx"):  # an earlier export, of which nothing stays
+    for name in ("encoder.onnx", "denoiser.onnx", "settings.json"):  # an earlier export, of which nothing stays
         (tmp_path / "onnx" / name).write_text("old")
     assert main(["export", "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "onnx")]) == 0
     assert str(tmp_path / "onnx" / "encoder.onnx") in capsys.readouterr().out
-    assert not (tmp_path / "onnx" / "old.onnx").exists()
+    assert all(path.read_bytes() != b"old" for path in (tmp_path / "onnx").iterdir())
     settings = json.loads((tmp_path / "onnx" / "settings.json").read_text())
     assert settings["pipeline"]["mask_size"] == 16 and settings["scheduler"]["num_train_timesteps"] == 1000
     assert not [name for part in settings.values() for name in part if name.startswith("_")]
