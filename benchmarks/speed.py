@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from PIL import Image
 from protocols import SMALL
+from timing import Timing, in_turns, seconds, spread
 from torch.utils.flop_counter import FlopCounterMode
 
 from sas.config import load_config
@@ -46,36 +47,11 @@ from sas.seeding import generator_for
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("protocol", "stock", "photo", "parts", "growth", "memory", "onnx", "start", "gpu")
-Timing = tuple[float, float, float]
-
-
-def seconds(work: Callable[[], object], rounds: int) -> Timing:
-    """Median, shortest and longest of some rounds after one to warm up."""
-    work()
-    taken = []
-    for _ in range(rounds):
-        synchronize()
-        started = time.perf_counter()
-        work()
-        synchronize()
-        taken.append(time.perf_counter() - started)
-    return spread(taken)
 
 
 def in_ms(timing: Timing) -> Timing:
     median, low, high = timing
     return 1e3 * median, 1e3 * low, 1e3 * high
-
-
-def spread(values: Sequence[float]) -> Timing:
-    """Median, lowest and highest."""
-    return statistics.median(values), min(values), max(values)
-
-
-def synchronize() -> None:
-    """Wait until an accelerator, if there is one, has done what it was given: its work goes on after a call has returned."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def picture(side: int, seed: int = 0) -> np.ndarray:
@@ -192,15 +168,14 @@ def _stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
         noise = [generator_for(0, row) for row in range(members)]
         return pipe.sampler(steps=steps, rows=64)(pipe.model, features, found, noise, picture=rows)
 
-    pairs = [(seconds(plain, 1)[0], seconds(ours, 1)[0]) for _ in range(rounds)]
-    one, other = zip(*pairs, strict=True)
+    one, other = in_turns({"plain": plain, "ours": ours}, rounds).values()
     return {
         "parameters": sum(p.numel() for p in pipe.model.parameters()),
         "steps": steps,
         "members": members,
         "plain_loop_s": spread(one),
         "ours_s": spread(other),
-        "ours_over_plain": spread([theirs / plains for plains, theirs in pairs]),
+        "ours_over_plain": spread([theirs / plains for plains, theirs in zip(one, other, strict=True)]),
     }
 
 
@@ -213,7 +188,7 @@ def photo(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
 
 
 def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
-    """The works take turns, so that a machine whose speed changes is fair to all; each has several times the rounds, being short."""
+    """The works take turns; each has several times the rounds, being short."""
     model = pipe.model
     a = torch.randn(2048, 2048, device=pipe.device, dtype=pipe.dtype)
     image = images_like(pipe, 1, pipe.config.image_size)
@@ -231,14 +206,12 @@ def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
         if getattr(model, "fuse", None) is not None:
             maps = [torch.zeros_like(part[:1], memory_format=torch.channels_last) for part in features]
             works["fusion"] = lambda: model.fuse(maps)
-        work, taken = {}, {name: [] for name in works}
+        work = {}
         for name, one in works.items():
             with FlopCounterMode(display=False) as counter:
                 one()
             work[name] = counter.get_total_flops() / 1e9
-        for _ in range(6 * rounds):
-            for name, one in works.items():
-                taken[name].append(seconds(one, 1)[0])
+        taken = in_turns(works, 6 * rounds)
     median = {name: statistics.median(values) for name, values in taken.items()}
     rate = {name: work[name] / median[name] for name in works}
     return {

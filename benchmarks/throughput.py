@@ -3,10 +3,11 @@ run.
 
     python benchmarks/throughput.py configs/demo.yaml [--rounds 5]
 
-Prints medians with their spread: scenes a second of the composer and of the loader, which reads scenes that the composer made from a folder
-in the project format (files were just written, so the disk is hardly asked); pictures a second of forward and backward pass alone (the
-bound), of a training loop as diffusers' examples write it on batches that are ready, and of the trainer on batches that are ready, composed,
-read in the loop, and read by one process. Then the shares of a step: of composing, of reading in the loop, and of waiting for the process.
+The works take turns, but for the last. Prints medians with their spread: scenes a second of the composer and of the loader, which reads
+scenes that the composer made from a folder in the project format (files were just written, so the disk is hardly asked); pictures a second
+of forward and backward pass alone (the bound), of a training loop as diffusers' examples write it on batches that are ready, and of the
+trainer on batches that are ready, composed, read in the loop, and read by one process. Then the shares of a step: of composing, of reading
+in the loop, and of waiting for the process. The roll-out is off, since the plain loop has none.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
+from timing import in_turns, spread
 from torch.nn import functional
 
 from sas.config import Config, load_config
@@ -39,29 +39,8 @@ from sas.scene import SceneBatch
 from sas.seeding import Keys
 from sas.training import Trainer
 
-Rate = tuple[float, float, float]
 
-
-def rate(work: Callable[[int], Any], pictures: int, rounds: int) -> Rate:
-    """Pictures a second: median, lowest and highest of some rounds after one to warm up."""
-    work(0)
-    values = []
-    for number in range(rounds):
-        synchronize()
-        started = time.perf_counter()
-        work(number + 1)
-        synchronize()
-        values.append(pictures / (time.perf_counter() - started))
-    return statistics.median(values), min(values), max(values)
-
-
-def synchronize() -> None:
-    """Wait until an accelerator, if there is one, has done what it was given: its work goes on after a call has returned."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-
-
-def plain_loop(config: Config, batch: SceneBatch, device: torch.device) -> Callable[[int], Any]:
+def plain_loop(config: Config, batch: SceneBatch, device: torch.device) -> Callable[[], None]:
     """One step as diffusers' training examples write it: random noise and times, add_noise, loss, backward, clip, AdamW, EMA."""
     model = build_model(config).to(device, memory_format=torch.channels_last)
     scheduler, codec = build_scheduler(config.diffusion, config.sampling), build_codec(config.diffusion)
@@ -71,7 +50,7 @@ def plain_loop(config: Config, batch: SceneBatch, device: torch.device) -> Calla
     items = layer_items(batch, Keys(0, 0, tuple(range(len(batch)))), layers=config.data.layers)
     target = items.target.float()
 
-    def step(number: int) -> None:
+    def step() -> None:
         noise = torch.randn_like(target)
         times = torch.randint(0, config.diffusion.num_train_timesteps, (len(target),), device=device)
         noisy = scheduler.add_noise(codec.encode(target), noise, times)
@@ -113,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     small = {"data.classes": 16, "data.views": 2, "data.background_count": 16}
-    config = load_config(options.config, small)
+    config = load_config(options.config, {**small, "diffusion.rollout": 0.0})
     batch = config.training.batch_size
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         trainer = Trainer(config, folder, progress=False)
@@ -122,44 +101,55 @@ def main() -> None:
         composer = build_composer(config.data, seed=0, atlas_seed=0, device=device)
         loader = loader_over(config, composer, Path(folder) / "scenes")
         ready = composer.batch(0, range(batch))
-        objective, keys = build_objective(config), Keys(0, 0, tuple(range(batch)))
+        objective, keys, number = build_objective(config), Keys(0, 0, tuple(range(batch))), itertools.count()
+        plain = plain_loop(config, ready, device)
 
-        def bound(number: int) -> None:
+        def bound() -> None:
             objective.loss(trainer.model, ready, keys)["loss"].mean().backward()
             trainer.model.zero_grad()
 
-        def train(batches: Iterator[SceneBatch]) -> Rate:
-            trainer._batches = batches
-            return rate(trainer._train_step, batch, options.rounds)
+        def train(batches: Iterator[SceneBatch]) -> Callable[[], None]:
+            def step() -> None:
+                trainer._batches = batches
+                trainer._train_step(next(number))
 
-        rates = {
-            "composer alone, scenes/s": rate(
-                lambda number: composer.batch(number, range(batch)), batch, options.rounds
-            ),
-            "loader alone, scenes/s": rate(lambda number: loader.batch(number, range(batch)), batch, options.rounds),
-            "network alone (the bound)": rate(bound, batch, options.rounds),
-            "plain diffusers loop": rate(plain_loop(config, ready, device), batch, options.rounds),
-            "trainer with composer": train(composer.batch(step, range(batch)) for step in itertools.count()),
-            "trainer with loader": train(loader.batch(step, range(batch)) for step in itertools.count()),
-            "trainer, batches ready": train(itertools.repeat(ready)),
-        }
+            return step
+
         places, waits = ((step, range(batch)) for step in itertools.count()), []
         read = stack.enter_context(read_ahead(loader, places, workers=1, pin_memory=device.type == "cuda"))
         next(read)  # the process has begun
-        rates["trainer, one process reads"] = train(timed(read, waits))
+        works = {
+            "composer alone": lambda: composer.batch(next(number), range(batch)),
+            "loader alone": lambda: loader.batch(next(number), range(batch)),
+            "network alone (the bound)": bound,
+            "plain diffusers loop": plain,
+            "trainer, batches ready": train(itertools.repeat(ready)),
+            "trainer with composer": train(composer.batch(step, range(batch)) for step in itertools.count()),
+            "trainer with loader": train(loader.batch(step, range(batch)) for step in itertools.count()),
+        }
+        taken = in_turns(works, options.rounds)
+        # by itself, since while others take their turns the process would read ahead
+        for _ in range(2):
+            next(read)
+        taken["trainer, one process reads"] = in_turns({"": train(timed(read, waits))}, options.rounds)[""]
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, device {device}, {options.config}")
-    for name, (median, low, high) in rates.items():
-        print(f"{name:28s} {median:8.1f}  ({low:.1f} to {high:.1f})")
+    for name, values in taken.items():
+        median, low, high = spread([batch / value for value in values])
+        print(f"{name + ', pictures/s':40s} {median:6.1f}  ({low:.1f} to {high:.1f})")
+
+    def share(name: str, part: str, whole: str, parts: list[float], wholes: list[float]) -> None:
+        median, low, high = spread([one / other for one, other in zip(parts, wholes, strict=True)])
+        print(f"{name:40s} {median:6.1%}  ({low:.1%} to {high:.1%}) {part} over {whole}")
+
     for source in ("composer", "loader"):
-        share = rates[f"trainer with {source}"][0] / rates[f"{source} alone, scenes/s"][0]
-        print(f"{source}'s share of a step {share:{18 - len(source)}.1%}  (its time over the time of a whole step)")
-    share = statistics.median(waits[1:]) * rates["trainer, one process reads"][0] / batch
-    print(f"waiting for one process      {share:8.1%}  (of a step)")
-    print(f"trainer over plain loop      {rates['trainer, batches ready'][0] / rates['plain diffusers loop'][0]:8.2f}")
-    print(
-        f"trainer over the bound       {rates['trainer, batches ready'][0] / rates['network alone (the bound)'][0]:8.2f}"
-    )
+        with_it = taken[f"trainer with {source}"]
+        share(f"{source}'s share of a step", "its time", "the step's", taken[f"{source} alone"], with_it)
+    reading = taken["trainer, one process reads"]
+    share("waiting for one process", "its time", "the step's", waits[1::2], reading)  # every other one warms up
+    ready_steps = taken["trainer, batches ready"]
+    share("speed beside the plain loop", "its time", "the trainer's", taken["plain diffusers loop"], ready_steps)
+    share("speed beside the bound", "its time", "the trainer's", taken["network alone (the bound)"], ready_steps)
 
 
 if __name__ == "__main__":
