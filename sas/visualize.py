@@ -92,8 +92,8 @@ def heat_map(values: np.ndarray) -> np.ndarray:
 def image_grid(
     images: Sequence[np.ndarray], *, columns: int, captions: Sequence[str] | None = None, cell: int = 160
 ) -> np.ndarray:
-    """Pictures in rows of `columns` on white, each fitted into a square of `cell` pixels, its caption below: uint8 (H,
-    W, 3).
+    """Pictures in rows of `columns` on white, each fitted into a square of `cell` pixels, its caption below; a row is as high as its highest
+    picture: uint8 (H, W, 3).
 
     images: uint8 (h, w, 3) or bool (h, w) masks, of any sizes. captions: one a picture, or None.
     """
@@ -107,21 +107,21 @@ def image_grid(
             f"captions must hold one text an image ({len(images)}), got {len(captions)}: add or remove some"
         )
     gap, line = 8, 20 if captions else 0
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (gap + columns * (cell + gap), gap + rows * (cell + line + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
+    fitted = []
     for i, picture in enumerate(images):
-        left, top = gap + i % columns * (cell + gap), gap + i // columns * (cell + line + gap)
-        rgb = (
-            np.repeat(np.where(picture, 255, 0).astype(np.uint8)[..., None], 3, -1)
-            if picture.dtype == bool
-            else picture
-        )
+        rgb = np.repeat(picture[..., None].astype(np.uint8) * 255, 3, -1) if picture.dtype == bool else picture
         check_image(rgb, name=f"images[{i}]")
-        height, width = fit(rgb.shape[0], rgb.shape[1], cell, cell, thinnest=1)
-        sheet.paste(resize_image(rgb, height, width), (left + (cell - width) // 2, top + (cell - height) // 2))
+        fitted.append(resize_image(rgb, *fit(rgb.shape[0], rgb.shape[1], cell, cell, thinnest=1)))
+    heights = [max(one.height for one in fitted[i : i + columns]) for i in range(0, len(fitted), columns)]
+    sheet = Image.new("RGB", (gap + columns * (cell + gap), gap + sum(heights) + len(heights) * (line + gap)), "white")
+    draw, top = ImageDraw.Draw(sheet), gap
+    for i, one in enumerate(fitted):
+        left, high = gap + i % columns * (cell + gap), heights[i // columns]
+        sheet.paste(one, (left + (cell - one.width) // 2, top + (high - one.height) // 2))
         if captions:
-            write_line(draw, (left, top + cell + 3), captions[i], size=12, fill=GREY, width=cell)
+            write_line(draw, (left, top + high + 3), captions[i], size=12, fill=GREY, width=cell)
+        if i % columns == columns - 1:
+            top += high + line + gap
     return np.array(sheet)
 
 

@@ -866,7 +866,7 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
         assert f"`{code}`" in words and CODES[code].mend in words
     assert "| 32x24 |" in words and "Order conflicts: 1." in words and "| x |" not in words
     with Image.open(tmp_path / "report" / "sheet.png") as sheet:
-        assert sheet.size == (8 + 6 * 248, 8 + 4 * 268)  # 24 places
+        assert sheet.size == (8 + 6 * 248, 8 + 4 * 208)  # 24 places for pictures of 4:3
     status, _ = lines_of(Listed(good(tmp_path)), out=tmp_path / "report")  # an older report is replaced
     assert status == 0 and "Nothing is wrong with it." in (tmp_path / "report" / "report.md").read_text()
 
@@ -891,7 +891,7 @@ def test_the_sheet_shows_the_worst_first_and_the_rest_spread_evenly(tmp_path: Pa
     assert len(sheet.spread) == SHEET and min(sheet.spread) == 0 and max(sheet.spread) > total * 0.9
     assert set(np.diff(sorted(sheet.spread)).tolist()) <= {8, 9}
     picture = sheet.picture()
-    assert picture is not None and picture.shape == (8 + 4 * 268, 8 + 6 * 248, 3)
+    assert picture is not None and picture.shape == (8 + 4 * 208, 8 + 6 * 248, 3)
 
 
 # ---------------------------------------------------------------------- what is told once for a set

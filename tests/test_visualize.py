@@ -121,11 +121,23 @@ def test_image_grid_places_each_picture_in_its_cell() -> None:
 def test_image_grid_keeps_the_shape_of_thin_pictures_and_writes_captions() -> None:
     thin = np.zeros((4, 40, 3), dtype=np.uint8)
     grid = image_grid([thin], columns=1, cell=80, captions=["layer 0"])
-    assert grid.shape == (8 + 108, 8 + 88, 3)
-    rows = np.flatnonzero((grid[:88] == 0).all(axis=-1).all(axis=1, where=np.eye(1, 96, 40, dtype=bool)[0]))
+    assert grid.shape == (8 + 8 + 20 + 8, 8 + 88, 3)
+    rows = np.flatnonzero((grid[:18] == 0).all(axis=-1).all(axis=1, where=np.eye(1, 96, 40, dtype=bool)[0]))
     assert len(rows) == 8  # 40 wide -> 80 wide, 4 high -> 8 high
-    assert (grid[90:110] < 200).any()
+    assert (grid[18:36] < 200).any()
     assert image_grid([], columns=3).shape == (8, 8 + 3 * 168, 3)
+
+
+def test_a_row_of_an_image_grid_is_as_high_as_its_highest_picture() -> None:
+    wide, square = np.zeros((10, 40, 3), dtype=np.uint8), np.zeros((20, 20, 3), dtype=np.uint8)
+    grid = image_grid([wide, wide, wide, square], columns=2, cell=40)
+    assert grid.shape == (8 + 10 + 8 + 40 + 8, 8 + 2 * 48, 3)
+    dark = (grid == 0).all(axis=-1)
+    assert dark[8:18, 8:48].all() and dark[8:18, 56:96].all()
+    assert np.flatnonzero(dark[:, 8]).tolist() == [*range(8, 18), *range(41, 51)], (
+        "the low one of the second row is in its middle"
+    )
+    assert dark[26:66, 56:96].all()
 
 
 def test_image_grid_refuses_bad_arguments() -> None:
