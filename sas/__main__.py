@@ -11,6 +11,7 @@ OVERVIEW = {
     "train": "Train a network; started again with the same arguments, training goes on where it stopped.",
     "evaluate": "Score weights on a data set.",
     "compose": "Write composed scenes to disk.",
+    "average": "Average weights of one network: the ends of runs that went on from each other.",
     "export": "Write the network to ONNX: encoder.onnx, denoiser.onnx and settings.json.",
     "doctor": "Check the installation, and data if a folder is named.",
     "data": "Check, convert and pack annotated data sets; `sas data --help`.",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sas import cli_data
-from sas.cli_options import Compose, Demo, Doctor, Evaluate, Export, Sample, Train, flat, parse
+from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, flat, parse
 from sas.config import Config, ConfigError, faults, load_config
 
 if TYPE_CHECKING:
@@ -346,6 +346,17 @@ def _export(options: Export) -> int:
     return 0
 
 
+def _average(options: Average) -> int:
+    from sas.averaging import average_weights
+    from sas.training import shrink_weights
+
+    pipe = average_weights(options.weights)
+    shrink_weights(pipe.model, options.saved_weights)
+    pipe.save_pretrained(options.out)
+    _tell(f"average of {len(options.weights)} weights -> {options.out}")
+    return 0
+
+
 def _doctor(options: Doctor) -> int:
     from sas.doctor import check_scenes, examine
 
@@ -364,6 +375,7 @@ COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "compose": Compose,
+    "average": Average,
     "export": Export,
     "doctor": Doctor,
 }
@@ -373,6 +385,7 @@ _CALLS: dict[type[Any], Callable[[Any], int]] = {
     Train: _train,
     Evaluate: _evaluate,
     Compose: _compose,
+    Average: _average,
     Export: _export,
     Doctor: _doctor,
     **dict(cli_data.COMMANDS.values()),

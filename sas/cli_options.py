@@ -186,6 +186,20 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Average:
+    """Average weights of one network: the ends of runs that went on from each other."""
+
+    weights: Positional[tuple[str, ...]]
+    """Two or more pipeline folders, training folders, hub ids, or "default"; sampling defaults and calibration are those of the first."""
+    out: str
+    """Pipeline folder to write: a new or empty one, or a pipeline, which is replaced."""
+    saved_weights: Literal["float32", "float16", "float8"] = "float32"
+    """Precision on disk."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Check the installation, and data if a folder is named."""
 

@@ -75,7 +75,7 @@ def test_version(call: Call) -> None:
         ("trian", "sas: 'trian' is no command; did you mean `sas train`?"),
         (
             "photo.jpg",
-            "sas: 'photo.jpg' is no command; commands are demo, sample, train, evaluate, compose, export, doctor, data",
+            "sas: 'photo.jpg' is no command; commands are demo, sample, train, evaluate, compose, average, export, doctor, data",
         ),
         ("convert", "sas: 'convert' is no command; did you mean `sas data convert`?"),
         ("chekc", "sas: 'chekc' is no command; did you mean `sas data check`?"),
