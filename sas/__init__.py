@@ -40,7 +40,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, so that `sas --help` need not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'sas' has no attribute {name!r}: public names are {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from sas.imports import quick_imports
+
+    with quick_imports():
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sas import cli_data
 from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, flat, parse
 from sas.config import Config, ConfigError, faults, load_config
+from sas.imports import quick_imports
 
 if TYPE_CHECKING:
     import torch
@@ -104,9 +105,10 @@ def _device(name: str) -> torch.device:
 
 
 def _load(weights: str | None, device: str) -> Any:
-    from diffusers.utils.logging import disable_progress_bar
+    with quick_imports():
+        from diffusers.utils.logging import disable_progress_bar
 
-    from sas.pipeline import SASPipeline
+        from sas.pipeline import SASPipeline
 
     disable_progress_bar()
     pipe = SASPipeline.from_pretrained(weights).to(_device(device))
@@ -126,9 +128,10 @@ def _sample(options: Sample) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}; pass a positive number")
-    from sas.io import InputError
-    from sas.pictures import find_images
-    from sas.sampling import sample_files
+    with quick_imports():
+        from sas.io import InputError
+        from sas.pictures import find_images
+        from sas.sampling import sample_files
 
     files: list[Path] = []
     failures = 0
@@ -176,7 +179,8 @@ def _sample(options: Sample) -> int:
 def _demo(options: Demo) -> int:
     if options.scenes < 0:
         raise UsageError(f"--scenes must be at least 0, got {options.scenes}; pass a positive number")
-    from sas.demo import run_demo
+    with quick_imports():
+        from sas.demo import run_demo
 
     pipe = _load(None, "auto")
     for line in run_demo(pipe, Path(options.out), scenes=options.scenes, seed=options.seed):
@@ -193,7 +197,8 @@ def _train(options: Train) -> int:
     logging.getLogger("sas").setLevel(logging.INFO)
     if options.dry_run:
         return _dry_run(settings, out, cpu=options.cpu)
-    from sas.training import Trainer
+    with quick_imports():
+        from sas.training import Trainer
 
     trainer = Trainer(
         settings,
@@ -228,7 +233,8 @@ def _dry_run(settings: Config, out: Path, *, cpu: bool) -> int:
 def _evaluate(options: Evaluate) -> int:
     from dataclasses import replace
 
-    from sas.evaluation import evaluate, load_dataset, pipeline_predictor, true_mask_scores
+    with quick_imports():
+        from sas.evaluation import evaluate, load_dataset, pipeline_predictor, true_mask_scores
 
     scenes = load_dataset(options.dataset)
     pipe = _load(None if options.weights == "default" else options.weights, options.device)
@@ -290,7 +296,9 @@ def _composer(options: Compose) -> Composer:
     from sas.data.instances import WholeRule
     from sas.data.modal import cut_objects
     from sas.data.split import TEST_FAMILIES
-    from sas.factory import build_composer
+
+    with quick_imports():
+        from sas.factory import build_composer
 
     try:
         rule = WholeRule(**{name: getattr(options, name) for name in _RULE if getattr(options, name) is not None})
@@ -347,10 +355,26 @@ def _export(options: Export) -> int:
 
 
 def _average(options: Average) -> int:
-    from sas.averaging import average_weights
-    from sas.training import shrink_weights
+    settings = load_config(Path(options.calibrate)) if options.calibrate is not None else None
+    with quick_imports():
+        from sas.averaging import average_weights
+        from sas.factory import build_validation
+        from sas.training import shrink_weights
+        from sas.validation import calibrate_stop
 
     pipe = average_weights(options.weights)
+    if settings is not None:
+        own, theirs = (
+            {name: getattr(one, name) for name in ("image_size", "mask_size")} for one in (pipe.config, settings.data)
+        )
+        if not pipe.config.stop_head or own != theirs:
+            raise UsageError(
+                f"--calibrate {options.calibrate} must be of the sizes of the weights, which must have a stop output; "
+                f"got sizes {theirs} for {own}, stop output {pipe.config.stop_head}; name their training's configuration, or leave it out"
+            )
+        scenes = build_validation(settings).batch(0, range(settings.logging.validation_scenes))
+        scale, shift = calibrate_stop(pipe, scenes)
+        pipe.register_to_config(stop_scale=scale, stop_shift=shift)
     shrink_weights(pipe.model, options.saved_weights)
     pipe.save_pretrained(options.out)
     _tell(f"average of {len(options.weights)} weights -> {options.out}")

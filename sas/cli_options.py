@@ -195,6 +195,8 @@ class Average:
     """Pipeline folder to write: a new or empty one, or a pipeline, which is replaced."""
     saved_weights: Literal["float32", "float16", "float8"] = "float32"
     """Precision on disk."""
+    calibrate: str | None = None
+    """Training configuration on whose validation scenes the stop probability is calibrated again."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show tracebacks."""
 

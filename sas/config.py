@@ -297,12 +297,14 @@ class TrainingSettings(Settings):
     """Pictures in the global batch, over all processes and micro-batches."""
     micro_batch: int | None = Field(None, ge=1)
     """Most pictures of a process at once; smaller parts are accumulated. None: the process's whole share."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all weights, or Muon for those of convolutions and matrices and AdamW for the rest."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     encoder_rate: float = Field(1.0, ge=0, le=1)
     """Learning rate of the split network's image encoder, as a factor; 0 freezes it."""
     weight_decay: float = Field(0.0, ge=0, lt=1)
-    """Weight decay of AdamW."""
+    """Decoupled weight decay."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Learning rate after the warm-up."""
     warmup_steps: int = Field(100, ge=0)

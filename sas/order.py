@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 from einops import rearrange
 
 from sas.masks import check_mask, check_shape, overlap_areas
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 DEFAULT_MIN_OVERLAP = 0.01
 
@@ -74,6 +77,8 @@ def layers_from_order(
     cut: list[tuple[int, int]] = []
     layer_index = _depths(order_matrix)
     if layer_index is None:
+        import networkx as nx  # rarely needed, and slow to import
+
         graph = nx.from_numpy_array(order_matrix, create_using=nx.DiGraph)
         cut = _break_cycles(graph, weights() if callable(weights) else weights)
         layer_index = _depths(nx.to_numpy_array(graph, dtype=bool))
@@ -93,6 +98,8 @@ def _depths(order_matrix: np.ndarray) -> np.ndarray | None:
 
 def _break_cycles(graph: nx.DiGraph, weights: np.ndarray | None) -> list[tuple[int, int]]:
     """Remove the weakest edges of the graph's cycles in place; returns them in the order of cutting."""
+    import networkx as nx
+
     cut: list[tuple[int, int]] = []
     while True:
         cyclic = [component for component in nx.strongly_connected_components(graph) if len(component) > 1]

@@ -32,6 +32,7 @@ from sas.distributed import make_accelerator, share, sum_over_processes
 from sas.factory import build_model, build_objective, build_pipeline, build_source, build_validation, data_split
 from sas.io import InputError, atomic_write_bytes
 from sas.models.encoders import LITE0_BLOCKS, LITE0_DEEP_BLOCKS
+from sas.optimizer import make_optimizer
 from sas.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from sas.pipeline import SASPipeline
 from sas.run_lock import lock_run
@@ -225,7 +226,7 @@ class Trainer:
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             self._refuse("gradient", step, suspects)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step) * group.get("factor", 1.0)
+            group["lr"] = self._learning_rate(step) * group["factor"]
         self.optimizer.step()
         self.ema.step(self.model.parameters())
         return {name: float(sums[name] / sums["items"]) for name in names if name != "items"}, norm
@@ -267,10 +268,12 @@ class Trainer:
         self.ema = EMAModel(self.model.parameters(), decay=config.training.ema_decay)
         self.ema.to(device)
         training = config.training
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, encoder_rate=training.encoder_rate),
-            lr=training.learning_rate,
+        optimizer = make_optimizer(
+            self.model,
+            training.optimizer,
+            learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
+            encoder_rate=training.encoder_rate,
         )
         if config.diffusion.rollout and training.sample_weights == "ema":
             averaged_model = build_model(config).to(device, memory_format=torch.channels_last)
@@ -511,18 +514,6 @@ def _not_finite(losses: torch.Tensor, batch: SceneBatch, positions: range, layer
     if len(owner) != len(losses):
         return list(batch.ids)
     return sorted({f"{batch.ids[owner[m]]} (position {positions[owner[m]]})" for m in bad})
-
-
-def _parameter_groups(model: nn.Module, *, encoder_rate: float) -> list[dict[str, Any]]:
-    """Parameters for the optimizer; the image encoder's apart if its learning rate has a factor."""
-    encoder = getattr(model, "image_encoder", None)
-    if encoder is None or encoder_rate == 1:
-        return [{"params": list(model.parameters())}]
-    own = {id(p) for p in encoder.parameters()}
-    rest = [p for p in model.parameters() if id(p) not in own]
-    if encoder_rate == 0:
-        encoder.requires_grad_(False)
-    return [{"params": rest, "factor": 1.0}, {"params": list(encoder.parameters()), "factor": encoder_rate}]
 
 
 def _compiled(model: Any) -> Any:

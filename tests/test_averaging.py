@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny import tiny_config
 from torch import nn
 
 from sas.__main__ import main
 from sas.averaging import average_weights
-from sas.factory import build_model, build_pipeline
+from sas.config import Config
+from sas.factory import build_model, build_pipeline, build_validation
 from sas.io import InputError
 from sas.models import register_encoder
 from sas.pipeline import SASPipeline
+from sas.validation import calibrate_stop
 
 
 def saved(folder: Path, *, seed: int, changes: dict[str, Any] | None = None, **settings: Any) -> Path:
@@ -115,4 +118,38 @@ def test_weights_that_were_trained_otherwise(field: str, value: object, tmp_path
     with pytest.raises(InputError, match=rf"weights {other} must have the {field} of {one}"):
         average_weights([one, other])
     assert main(["average", str(one), str(other), "--out", str(tmp_path / "mean")]) != 0
+    assert not (tmp_path / "mean").exists()
+
+
+SPLIT = {
+    "model_name": "split", "data_image_size": 32, "data_mask_size": 16, "data_oversample": 1, "model_encoder_widths": (8, 8, 16),
+    "model_attention_sizes": (4,), "model_channels": (8, 16, 16), "logging_validation_scenes": 8,
+}  # fmt: skip
+
+
+def calibrated(folder: Path, config: Config, settings: dict[str, Any]) -> tuple[int, list[Path]]:
+    """Status of `sas average --calibrate` on two weights, and those weights."""
+    weights = [saved(folder / name, seed=seed, **settings) for name, seed in (("one", 1), ("two", 2))]
+    (folder / "training.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    options = ["--out", str(folder / "mean"), "--calibrate", str(folder / "training.yaml")]
+    return main(["average", *map(str, weights), *options]), weights
+
+
+def test_calibration_again(tmp_path: Path) -> None:
+    config = tiny_config(**SPLIT)
+    status, weights = calibrated(tmp_path, config, SPLIT)
+    assert status == 0
+    found = SASPipeline.from_pretrained(tmp_path / "mean").config
+    scenes = build_validation(config).batch(0, range(config.logging.validation_scenes))
+    assert (found.stop_scale, found.stop_shift) == pytest.approx(calibrate_stop(average_weights(weights), scenes))
+    assert found.stop_scale != SASPipeline.from_pretrained(weights[0]).config.stop_scale
+
+
+@pytest.mark.parametrize("settings, of_config", [({}, {}), (SPLIT, {**SPLIT, "data_image_size": 64})])
+def test_calibration_that_does_not_fit(
+    settings: dict[str, Any], of_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = calibrated(tmp_path, tiny_config(**of_config), settings)
+    assert status != 0
+    assert "must be of the sizes of the weights, which must have a stop output" in capsys.readouterr().err
     assert not (tmp_path / "mean").exists()

@@ -454,14 +454,16 @@ def test_encoder_rate(rate: float, tmp_path: Path) -> None:
         assert encoder < rest / 5
 
 
-def test_resume_is_exact_with_two_learning_rates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_is_exact_with_two_learning_rates(optimizer: str, tmp_path: Path) -> None:
     config = tiny_config(
-        **SPLIT, data_scenes=write_scenes(tmp_path / "scenes"), training_encoder_rate=0.1, training_steps=6, diffusion_rollout=0.5
+        **SPLIT, data_scenes=write_scenes(tmp_path / "scenes"), training_encoder_rate=0.1, training_steps=6, diffusion_rollout=0.5,
+        training_optimizer=optimizer,
     )  # fmt: skip
     Trainer(config, tmp_path / "whole").run()
     short = tiny_config(
         **SPLIT, data_scenes=str(tmp_path / "scenes"), training_encoder_rate=0.1, training_steps=6, diffusion_rollout=0.5,
-        logging_checkpoint_every=3,
+        training_optimizer=optimizer, logging_checkpoint_every=3,
     )  # fmt: skip
     first = Trainer(short, tmp_path / "parts")
     first._should_stop = lambda started: first.step >= 3  # type: ignore[method-assign]
