@@ -6,8 +6,9 @@ scores better than each (Izmailov et al., "Averaging Weights Leads to Wider Opti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sas.io import InputError
 from sas.pipeline import SASPipeline
@@ -21,6 +22,14 @@ _STRUCTURE = (
     "image_range",
     "stop_head",
     "data_split",
+)
+_SCHEDULE = (
+    "prediction_type",
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "rescale_betas_zero_snr",
 )
 
 
@@ -41,15 +50,14 @@ def average_weights(weights: Sequence[str | Path | None]) -> SASPipeline:
         other = SASPipeline.from_pretrained(source)
         state = other.model.state_dict()
         shapes = ({key: value.shape for key, value in tensors.items()} for tensors in (own, state))
-        if type(other.model) is not type(first.model) or len({str(sorted(one.items())) for one in shapes}) > 1:
+        if _plan(other) != _plan(first) or len({str(sorted(one.items())) for one in shapes}) > 1:
             raise InputError(
                 f"weights {name} are of another architecture than {names[0]}, and cannot be averaged; name weights of one network"
             )
-        for field in _STRUCTURE:
-            if other.config[field] != first.config[field]:
+        for field, mine, theirs in _settings(first, other):
+            if mine != theirs:
                 raise InputError(
-                    f"weights {name} must have the {field} of {names[0]}, {first.config[field]!r}, got {other.config[field]!r}; "
-                    "name weights that were trained alike"
+                    f"weights {name} must have the {field} of {names[0]}, {mine!r}, got {theirs!r}; name weights that were trained alike"
                 )
         for key, total in sums.items():
             total += state[key].double()
@@ -58,3 +66,14 @@ def average_weights(weights: Sequence[str | Path | None]) -> SASPipeline:
     first._weights_sha256 = ""
     first.register_to_config(model_id="")
     return first
+
+
+def _plan(pipe: SASPipeline) -> tuple[type, dict[str, Any]]:
+    """What a network is built from, without what the library notes beside it."""
+    return type(pipe.model), {name: value for name, value in pipe.model.config.items() if not name.startswith("_")}
+
+
+def _settings(first: SASPipeline, other: SASPipeline) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of each setting that gives a network's numbers their meaning."""
+    yield from ((name, first.config[name], other.config[name]) for name in _STRUCTURE)
+    yield from ((name, first.scheduler.config.get(name), other.scheduler.config.get(name)) for name in _SCHEDULE)

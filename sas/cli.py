@@ -357,20 +357,26 @@ def _export(options: Export) -> int:
 def _average(options: Average) -> int:
     settings = load_config(Path(options.calibrate)) if options.calibrate is not None else None
     with quick_imports():
+        from diffusers.utils.logging import disable_progress_bar
+
         from sas.averaging import average_weights
-        from sas.factory import build_validation
+        from sas.factory import build_validation, data_split
+        from sas.pretrained import holds_something_else
         from sas.training import shrink_weights
         from sas.validation import calibrate_stop
 
+    if holds_something_else(Path(options.out)):
+        raise UsageError(f"--out {options.out} holds files that are no pipeline; choose a new or empty folder")
+    disable_progress_bar()
     pipe = average_weights(options.weights)
     if settings is not None:
-        own, theirs = (
-            {name: getattr(one, name) for name in ("image_size", "mask_size")} for one in (pipe.config, settings.data)
-        )
+        own = {name: pipe.config[name] for name in ("image_size", "mask_size", "data_split")}
+        data = settings.data
+        theirs = {"image_size": data.image_size, "mask_size": data.mask_size, "data_split": data_split(data)}
         if not pipe.config.stop_head or own != theirs:
             raise UsageError(
-                f"--calibrate {options.calibrate} must be of the sizes of the weights, which must have a stop output; "
-                f"got sizes {theirs} for {own}, stop output {pipe.config.stop_head}; name their training's configuration, or leave it out"
+                f"--calibrate {options.calibrate} must be of the sizes and the data split of the weights, which must have a stop output; "
+                f"got {theirs} for {own}, stop output {pipe.config.stop_head}; name their training's configuration, or leave it out"
             )
         scenes = build_validation(settings).batch(0, range(settings.logging.validation_scenes))
         scale, shift = calibrate_stop(pipe, scenes)

@@ -81,5 +81,5 @@ def make_optimizer(
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """Whether a weight mixes channels, many with many: not a bias, a gain, a filter of single channels, or an output of a channel or two."""
+    """Whether a weight mixes channels, many with many: not a bias, a gain, a filter of single channels, or an output of fewer than 8."""
     return parameter.ndim > 1 and parameter.shape[1] > 1 and len(parameter) >= 8 and parameter[0].numel() >= 16

@@ -226,7 +226,7 @@ class Trainer:
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             self._refuse("gradient", step, suspects)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step) * group["factor"]
+            group["lr"] = self._learning_rate(step) * group.get("factor", 1.0)  # runs of before have none
         self.optimizer.step()
         self.ema.step(self.model.parameters())
         return {name: float(sums[name] / sums["items"]) for name in names if name != "items"}, norm

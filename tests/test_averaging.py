@@ -111,6 +111,27 @@ def test_another_architecture(tmp_path: Path) -> None:
         average_weights([one, wide])
 
 
+def test_the_same_shapes_built_otherwise(tmp_path: Path) -> None:
+    one, other = saved(tmp_path / "one", seed=1), saved(tmp_path / "other", seed=1, model_norm_groups=2)
+    with pytest.raises(InputError, match=rf"weights {other} are of another architecture than {one}"):
+        average_weights([one, other])
+
+
+def test_another_schedule(tmp_path: Path) -> None:
+    one = saved(tmp_path / "one", seed=1)
+    other = saved(tmp_path / "other", seed=1, diffusion_beta_schedule="linear")
+    with pytest.raises(InputError, match=rf"weights {other} must have the beta_schedule of {one}"):
+        average_weights([one, other])
+
+
+def test_a_folder_with_something_else_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    assert main(["average", str(tmp_path / "none"), str(tmp_path / "none"), "--out", str(tmp_path / "full")]) != 0
+    assert "holds files that are no pipeline" in capsys.readouterr().err
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize(("field", "value"), [("mask_scale", 0.3), ("data_split", "0" * 64), ("image_range", "unit")])
 def test_weights_that_were_trained_otherwise(field: str, value: object, tmp_path: Path) -> None:
     one = saved(tmp_path / "one", seed=1, changes={"image_range": "signed"})
@@ -151,5 +172,8 @@ def test_calibration_that_does_not_fit(
 ) -> None:
     status, _ = calibrated(tmp_path, tiny_config(**of_config), settings)
     assert status != 0
-    assert "must be of the sizes of the weights, which must have a stop output" in capsys.readouterr().err
+    assert (
+        "must be of the sizes and the data split of the weights, which must have a stop output"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "mean").exists()

@@ -477,6 +477,20 @@ def test_resume_is_exact_with_two_learning_rates(optimizer: str, tmp_path: Path)
         assert torch.equal(tensor, second.model.state_dict()[name]), name
 
 
+def test_resume_of_a_run_whose_optimizer_had_one_group_without_a_factor(tmp_path: Path) -> None:
+    config = tiny_config(data_scenes=write_scenes(tmp_path / "scenes"), training_steps=4, logging_checkpoint_every=2)
+    first = Trainer(config, tmp_path / "run")
+    first._should_stop = lambda started: first.step >= 2  # type: ignore[method-assign]
+    first._build()
+    for group in first.optimizer.param_groups:
+        del group["factor"], group["orthogonal"]
+    first._build = lambda: None  # type: ignore[method-assign]
+    first.run()
+    second = Trainer(config, tmp_path / "run")
+    second.run()
+    assert second.step == 4 and "factor" not in second.optimizer.param_groups[0]
+
+
 def test_the_rollout_is_drawn_by_the_moving_average_itself(tmp_path: Path) -> None:
     config = tiny_config(
         **SPLIT, data_scenes=write_scenes(tmp_path / "scenes"), training_steps=3, diffusion_rollout=0.5
