@@ -38,7 +38,7 @@ def average_weights(weights: Sequence[str | Path | None]) -> SASPipeline:
 
     weights: as `SASPipeline.from_pretrained` takes them; the same one twice counts twice. Floating tensors (statistics of normalisations
     too) are averaged in float64 and keep their type; whole numbers are those of the first. The result has no `model_id`: name it.
-    InputError: fewer than two, another architecture, or weights whose masks, pictures or data split are not those of the first.
+    InputError: fewer than two, another architecture, or weights whose masks, pictures, schedule or data split are not those of the first.
     """
     if len(weights) < 2:
         raise InputError(f"weights must be two or more, got {len(weights)}; name those to average")

@@ -361,12 +361,11 @@ def _average(options: Average) -> int:
 
         from sas.averaging import average_weights
         from sas.factory import build_validation, data_split
-        from sas.pretrained import holds_something_else
+        from sas.pretrained import check_folder_to_save
         from sas.training import shrink_weights
         from sas.validation import calibrate_stop
 
-    if holds_something_else(Path(options.out)):
-        raise UsageError(f"--out {options.out} holds files that are no pipeline; choose a new or empty folder")
+    check_folder_to_save(Path(options.out), name="--out")
     disable_progress_bar()
     pipe = average_weights(options.weights)
     if settings is not None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 def quick_imports() -> Iterator[None]:
     """Python's search for unreachable cycles rests inside.
 
-    Importing PyTorch and diffusers makes a million objects that stay, and looking through them again and again takes long (docs/performance.md).
+    Importing PyTorch and diffusers makes 400,000 objects that stay, and looking through them again and again takes long (docs/performance.md).
     """
     resting = not gc.isenabled()
     gc.disable()

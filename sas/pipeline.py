@@ -23,11 +23,11 @@ from sas.manifest import write_manifest
 from sas.models.seam import Features
 from sas.pictures import read_image, sha256_pixels
 from sas.pretrained import (
+    check_folder_to_save,
     check_tensors,
     file_hash,
     find_weights,
     forget_folder,
-    holds_something_else,
     state_hash,
     verify_weights,
 )
@@ -162,11 +162,7 @@ class SASPipeline(DiffusionPipeline):
         if kwargs.pop("safe_serialization", True) is not True:
             raise InputError("safe_serialization must be True, got False; pipelines are saved as safetensors only")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
-        if holds_something_else(Path(save_directory)):
-            raise InputError(
-                f"save_directory {save_directory} holds files that are no pipeline, and saving would replace it as a whole; "
-                "choose a new or empty folder"
-            )
+        check_folder_to_save(Path(save_directory), name="save_directory")
         with atomic_folder(Path(save_directory)) as folder:
             super().save_pretrained(str(folder), safe_serialization=True, **kwargs)
             mode = (folder / "model_index.json").stat().st_mode

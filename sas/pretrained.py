@@ -90,9 +90,12 @@ def state_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def holds_something_else(folder: Path) -> bool:
-    """Whether the folder has files in it and is no pipeline."""
-    return folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").exists()
+def check_folder_to_save(folder: Path, *, name: str) -> None:
+    """InputError, which calls the folder `name`, if it has files in it and is no pipeline."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").exists():
+        raise InputError(
+            f"{name} {folder} holds files that are no pipeline, and saving would replace it as a whole; choose a new or empty folder"
+        )
 
 
 def forget_folder(file: Path) -> None:
