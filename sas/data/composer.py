@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -109,6 +110,16 @@ class Composition:
     dropped: torch.Tensor
 
 
+class Place(NamedTuple):
+    """Where objects are drawn: those of one slot in some scenes, in one window of the canvas. which: their rows among those drawn."""
+
+    which: slice
+    scenes: slice
+    slot: int
+    rows: slice
+    columns: slice
+
+
 class Composer:
     """Source of composed scenes (see `sas.data.source.SceneSource`).
 
@@ -145,9 +156,11 @@ class Composer:
         self.min_overlap = min_overlap
         self.names = atlas.names
         self.device = torch.device(device)
+        self.one_by_one = self.device.type == "cpu"  # see `_places`
         self.sprites = atlas.sprites.to(self.device)
         self.starts, self.sizes = atlas.group_starts, atlas.group_sizes
         self.shares = None if atlas.shares is None else atlas.shares.cumsum(0)
+        self.soften = _soften(canvas).to(self.device)
         self.backgrounds = torch.as_tensor(backgrounds).to(self.device)
 
     # ------------------------------------------------------------------ sources
@@ -214,32 +227,36 @@ class Composer:
         per_object = _named(source.uniform("objects", n, len(OBJECT_DRAWS)).to(self.device), OBJECT_DRAWS)
         twin = twin.to(self.device)
 
-        # 2. Which objects, and where.
+        # 2. Which objects, and where; each is drawn in its window.
         sprite, present = self._choose(per_scene, per_object)
-        inverse = self._place(per_scene, per_object)
-        used = present.flatten().nonzero()[:, 0]
-        pasted = torch.zeros(b * n, 4, c, c, device=self.device)
-        if len(used):
-            premultiplied = self._sprites(sprite, per_object, source, used)
-            grid = _affine_grid(inverse[used], c)
-            pasted[used] = functional.grid_sample(premultiplied, grid, mode="bilinear", align_corners=False)
-        pasted = rearrange(pasted, "(b n) c h w -> b n c h w", b=b)
+        inverse = self._place(per_scene, per_object, present)
+        used, places = self._places(inverse, present)
+        premultiplied = self._sprites(sprite, per_object, source, used)
+        masks = torch.zeros(b, n, c, c, dtype=torch.bool, device=self.device)
+        drawn = []
+        for which, scenes, slot, rows, columns in places:
+            grid = _affine_grid(inverse[used[which]], c, rows, columns)
+            drawn.append(functional.grid_sample(premultiplied[which], grid, mode="bilinear", align_corners=False))
+            masks[scenes, slot, rows, columns] = drawn[-1][:, 3] > 0.5
         frame = self._frame(per_scene)
-        masks = (pasted[:, :, 3] > 0.5) & frame
+        masks &= frame
 
         # 3. Leave out what hardly shows; in a twin, also what occludes anything.
-        kept = self._visible_enough(masks)
+        kept = self._visible_enough(masks, places)
         masks = masks & kept[:, :, None, None]
         order, overlaps = self._order(masks)
         kept = kept & ~(twin[:, None] & order.any(dim=2))
-        pasted *= kept[:, :, None, None, None]
 
         # 4. Paste from back to front, each object over its contact shadow.
         image = self._background(per_scene)
-        shadow = self._shadows(pasted[:, :, 3], per_scene, per_object)
-        for i in reversed(range(n)):
-            image = image * (1 - shadow[:, i : i + 1])
-            image = image * (1 - pasted[:, i, 3:]) + pasted[:, i, :3]
+        dark = (0.15 + 0.45 * per_object["shadow"]) * kept
+        down, across = self._shift(-0.08 * per_scene["light_y"]), self._shift(0.12 * (per_scene["light_x"] - 0.5)).mT
+        for (_, scenes, slot, rows, columns), piece in zip(reversed(places), reversed(drawn), strict=True):
+            colour, alpha = (piece * kept[scenes, slot, None, None, None]).split([3, 1], dim=1)
+            soft = self.soften[:, rows] @ alpha @ self.soften[:, columns].mT
+            image[scenes] *= 1 - down[scenes] @ soft @ across[scenes] * dark[scenes, slot, None, None, None]
+            image[scenes, :, rows, columns] *= 1 - alpha
+            image[scenes, :, rows, columns] += colour
         image = self._camera(image, per_scene, keys)
         image = torch.where(frame, image, PADDING_VALUE / 255)
 
@@ -275,8 +292,8 @@ class Composer:
         sprite = starts[group] + (objects["sprite"] * sizes[group]).long()
         return sprite, present
 
-    def _place(self, scene: Draws, objects: Draws) -> torch.Tensor:
-        """Inverse affine map of each slot, canvas to sprite in [-1, 1] coordinates: (B * N, 2, 3)."""
+    def _place(self, scene: Draws, objects: Draws, present: torch.Tensor) -> torch.Tensor:
+        """Inverse affine map of each slot, canvas to sprite in [-1, 1] coordinates: (B * N, 2, 3). Unused slots lie far outside."""
         style = self.style
         spread = _between(scene["spread"], *style.spread)[:, None]
         centre_x, centre_y = ((scene[name][:, None] - 0.5) * (1 - spread) * 1.2 for name in ("centre_x", "centre_y"))
@@ -296,8 +313,34 @@ class Composer:
         stretch = _between(objects["stretch"], 0.9, 1.1)
         cos, sin = angle.cos() / size, angle.sin() / size
         a, b_, d, e = flip * cos / stretch, flip * sin / stretch, -sin, cos
-        rows = [a, b_, -(a * x + b_ * y), d, e, -(d * x + e * y)]
+        far = 1000.0
+        right, down = torch.where(present, -(a * x + b_ * y), far), torch.where(present, -(d * x + e * y), far)
+        rows = [a, b_, right, d, e, down]
         return rearrange(torch.stack(rows, dim=-1), "b n (r k) -> (b n) r k", r=2, k=3)
+
+    def _places(self, inverse: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, list[Place]]:
+        """Slots that are drawn, int64 (U,), among the B * N, and where: the places run through the scenes' slots from front to back.
+
+        A CPU draws objects one by one, each in the window of the canvas that it touches. A GPU draws those of a slot in all scenes at once.
+        """
+        b, n = present.shape
+        if not self.one_by_one:
+            whole = slice(0, self.canvas)
+            slots = torch.arange(b * n, device=self.device)
+            return slots, [Place(slice(i, None, n), slice(None), i, whole, whole) for i in range(n)]
+        used = present.flatten().nonzero()[:, 0]
+        turn, shift = inverse[used, :, :2], inverse[used, :, 2:]
+        back = torch.linalg.inv(turn)
+        # Bilinear sampling reaches half a pixel beyond the sprite's edge.
+        reach = back.abs().sum(dim=2) * (1 + 1 / self.sprites.shape[-1])
+        centre = -(back @ shift)[..., 0]
+        first = ((centre - reach + 1) / 2 * self.canvas).floor().long().clamp(0, self.canvas)
+        last = ((centre + reach + 1) / 2 * self.canvas).ceil().long().clamp(0, self.canvas)
+        places = []
+        for k, (slot, (x0, y0), (x1, y1)) in enumerate(zip(used.tolist(), first.tolist(), last.tolist(), strict=True)):
+            scene = slot // n
+            places.append(Place(slice(k, k + 1), slice(scene, scene + 1), slot % n, slice(y0, y1), slice(x0, x1)))
+        return used, places
 
     def _sprites(self, sprite: torch.Tensor, objects: Draws, keys: Keys, used: torch.Tensor) -> torch.Tensor:
         """Sprites of the slots in use, each with its own light and colour, premultiplied: float (U, 4, P, P) in [0, 1].
@@ -314,8 +357,8 @@ class Composer:
         colour = (colour ** gamma[..., None, None] * (gain * exposure)[..., None, None]).clamp(0, 1)
         if self.style.appearance:
             drawn = keys.uniform("appearance", sprite.shape[1], 4).to(self.device).flatten(0, 1)[used]
-            changed = drawn[:, :1] < self.style.appearance
-            colour = _recoloured(colour, torch.where(changed, drawn[:, 1:], _SAME_COLOUR.to(drawn)))
+            changed = (drawn[:, 0] < self.style.appearance).nonzero()[:, 0]
+            colour[changed] = _recoloured(colour[changed], drawn[changed, 1:])
         return torch.cat([colour * alpha, alpha], dim=1)
 
     def _frame(self, scene: Draws) -> torch.Tensor:
@@ -326,17 +369,17 @@ class Composer:
         wide = (scene["wide"] < 0.5)[:, None, None]
         return torch.where(wide, inside[:, :, None], inside[:, None, :])[:, None]
 
-    def _visible_enough(self, masks: torch.Tensor) -> torch.Tensor:
+    def _visible_enough(self, masks: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         """Slots whose object shows at least `min_visible` of itself, and one pixel; decided from front to back: bool (B, N)."""
         taken = torch.zeros_like(masks[:, 0])
-        kept = []
-        for i in range(masks.shape[1]):
-            area = masks[:, i].sum(dim=(-2, -1))
-            seen = (masks[:, i] & ~taken).sum(dim=(-2, -1))
+        kept = torch.zeros_like(masks[:, :, 0, 0])
+        for _, scenes, slot, rows, columns in places:
+            mask, before = masks[scenes, slot, rows, columns], taken[scenes, rows, columns]
+            area, seen = mask.sum(dim=(-2, -1)), (mask & ~before).sum(dim=(-2, -1))
             keep = (seen > 0) & (seen >= self.style.min_visible * area)
-            taken = taken | (masks[:, i] & keep[:, None, None])
-            kept.append(keep)
-        return torch.stack(kept, dim=1)
+            kept[scenes, slot] = keep
+            before |= mask & keep[:, None, None]
+        return kept
 
     def _order(self, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Edges that count and all overlaps, both front (smaller slot) to behind: bool (B, N, N)."""
@@ -358,21 +401,15 @@ class Composer:
             self.backgrounds[row].float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )
 
-    def _shadows(self, alpha: torch.Tensor, scene: Draws, objects: Draws) -> torch.Tensor:
-        """Soft contact shadow of each object, shifted away from the light: float (B, N, C, C), how much light it takes."""
-        c, coarse = self.canvas, max(8, self.canvas // 4)
-        small = functional.interpolate(alpha, size=(coarse, coarse), mode="area")
-        radius = max(1, coarse // 16)
-        place = torch.arange(coarse, device=alpha.device)
-        mean = ((place[:, None] - place).abs() <= radius).to(alpha.dtype) / (2 * radius + 1)
-        small = mean @ mean @ small @ mean @ mean  # a square window's mean, twice; by pooling it takes 30 times as long
-        b = len(alpha)
-        zero, one = torch.zeros(b, device=alpha.device), torch.ones(b, device=alpha.device)
-        rows = [one, zero, (scene["light_x"] - 0.5) * 0.12, zero, one, -scene["light_y"] * 0.08]
-        theta = rearrange(torch.stack(rows, dim=-1), "b (r k) -> b r k", r=2)
-        grid = _affine_grid(theta, c)
-        soft = functional.grid_sample(small, grid, mode="bilinear", align_corners=False)
-        return soft * (0.15 + 0.45 * objects["shadow"])[..., None, None]
+    def _shift(self, by: torch.Tensor) -> torch.Tensor:
+        """Bilinear interpolation of lines of the coarse grid of shadows at the canvas's pixels and `by` beyond them, as matrices.
+
+        by: float (B,), the canvas's side being 2. Returns float (B, 1, C, coarse). Outside of the grid nothing is dark.
+        """
+        coarse = len(self.soften)
+        line = (torch.arange(self.canvas, device=self.device) + 0.5) * (coarse / self.canvas) - 0.5
+        at = line + by[:, None] * (coarse / 2)
+        return (1 - (at[..., None] - torch.arange(coarse, device=self.device)).abs()).clamp(min=0)[:, None]
 
     def _camera(self, image: torch.Tensor, scene: Draws, keys: Keys) -> torch.Tensor:
         """Light that falls off across the picture, a soft focus now and then, and sensor noise."""
@@ -389,9 +426,10 @@ class Composer:
         image = image + (blurred - image) * amount
         if style.appearance:
             drawn = keys.uniform("film", 4).to(self.device)
-            changed = (drawn[:, :1] < style.appearance) * torch.tensor([0.0, 1.0, 1.0], device=self.device)
-            film = _SAME_COLOUR.to(drawn) + (drawn[:, 1:] - _SAME_COLOUR.to(drawn)) * changed  # light leaves hues alone
-            image = _recoloured(image.clamp(0, 1), film)
+            changed = (drawn[:, 0] < style.appearance).nonzero()[:, 0]
+            drawn[:, 1] = 0  # light leaves hues alone
+            image = image.clamp(0, 1)
+            image[changed] = _recoloured(image[changed], drawn[changed, 1:])
         if not style.noise:
             return image
         grain = keys.normal("grain", 1, c // 2, c // 2).to(self.device)
@@ -399,18 +437,28 @@ class Composer:
         return image + functional.interpolate(grain, size=(c, c), mode="nearest") * strength
 
 
-def _affine_grid(theta: torch.Tensor, side: int) -> torch.Tensor:
+def _affine_grid(
+    theta: torch.Tensor, side: int, rows: slice = slice(None), columns: slice = slice(None)
+) -> torch.Tensor:
     """`functional.affine_grid` of square grids by sums of rows and columns, on a CPU 40 times as fast as by its product of matrices.
 
-    theta: float (B, 2, 3). Returns float (B, side, side, 2), x and y, without `align_corners`.
+    theta: float (B, 2, 3). Returns float (B, H, W, 2), x and y, without `align_corners`, for the window of these rows and columns.
     """
     line = (torch.arange(side, device=theta.device) * 2 + 1) / side - 1
     across, down, shift = theta[..., None, None].unbind(2)
-    return rearrange(across * line + (down * line[:, None] + shift), "b k h w -> b h w k")
+    return rearrange(across * line[columns] + (down * line[rows, None] + shift), "b k h w -> b h w k")
 
 
-_SAME_COLOUR = torch.tensor([0.0, 0.5, 0.5])
-"""The draws of `_recoloured` that change nothing."""
+def _soften(side: int) -> torch.Tensor:
+    """What makes contact shadows soft, along one axis, as a matrix: float (coarse, side).
+
+    First the mean over each cell of a grid four times as coarse, then, twice, over a window of an eighth of the grid.
+    """
+    coarse = max(8, side // 4)
+    cells = functional.interpolate(torch.eye(side)[None], size=coarse, mode="area")[0].T
+    radius, place = max(1, coarse // 16), torch.arange(coarse)
+    window = ((place[:, None] - place).abs() <= radius).float() / (2 * radius + 1)
+    return window @ window @ cells
 
 
 def _recoloured(colour: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
