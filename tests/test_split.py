@@ -26,6 +26,7 @@ from sas.models import (
     register_encoder,
     select_rows,
 )
+from sas.models.encoder_check import check_maps
 from sas.models.encoders import build_encoder
 from sas.pipeline import SASPipeline
 from sas.seeding import Keys
@@ -347,6 +348,19 @@ class Halving(nn.Module):
         self.seen = image
         first = self.first(image)
         return [first, self.second(first)]
+
+
+def test_maps_whose_channels_are_last_are_turned() -> None:
+    class Last(Halving):
+        output_fmt = "NHWC"  # as timm's Swin and MambaOut networks say
+
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            return [one.permute(0, 2, 3, 1) for one in super().forward(image)]
+
+    last, image = Last(), pictures(2)
+    for turned, plain in zip(FeatureEncoder(last)(image), Halving.forward(last, image), strict=True):
+        assert torch.equal(turned, plain)
+    check_maps(FeatureEncoder(last), name="timm/last", image_size=image.shape[-1])
 
 
 def test_a_network_of_ones_own_trains_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
@@ -158,7 +159,7 @@ class _InvertedResidual(nn.Module):
 
 class FeatureEncoder(nn.Module):
     """Any network that gives its maps as timm's do with `features_only=True`: called, it returns a list of maps, and `feature_info` has
-    their strides as `reduction()` and their widths as `channels()`.
+    their strides as `reduction()` and their widths as `channels()`. Maps whose channels are last are turned if its `output_fmt` says "NHWC".
 
     mean, std: of the images it was trained on, of each colour, in [0, 1]; images are normalised by them.
     """
@@ -173,12 +174,14 @@ class FeatureEncoder(nn.Module):
         self.network = network
         self.strides = tuple(network.feature_info.reduction())
         self.widths = tuple(network.feature_info.channels())
+        self.channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
         self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 2 - 1, persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None] * 2, persistent=False)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Maps of float (B, 3, H, W) in [-1, 1]."""
-        return list(self.network((image - self.mean) / self.std))
+        maps = self.network((image - self.mean) / self.std)
+        return [rearrange(one, "b h w c -> b c h w") for one in maps] if self.channels_last else list(maps)
 
 
 class TimmEncoder(FeatureEncoder):
