@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def growth(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def memory(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+def memory(pipe: SASPipeline, rounds: int, weights: str) -> dict[str, Any]:
     """Most memory, MiB, of a fresh process that takes pictures apart, and of one that only loads the weights (Linux). On a GPU it is what
     tensors held there, by PyTorch's count, and leaves the CPU's out."""
     code = """
@@ -244,9 +245,9 @@ sys.path.insert(0, "benchmarks")
 import torch
 from sas import SASPipeline
 from speed import fixed_work
-device, *numbers = sys.argv[1:]
+weights, device, *numbers = sys.argv[1:]
 side, members, images, layers = map(int, numbers)
-pipe = SASPipeline.from_pretrained().to(device)
+pipe = SASPipeline.from_pretrained(weights).to(device)
 pipe.set_progress_bar_config(disable=True)
 if images:
     fixed_work(pipe, side, layers=layers, members=members, steps=4, images=images)()
@@ -257,7 +258,7 @@ else:  # getrusage would also count what the process that started this one held
 """
 
     def most(*, side: int = 512, members: int = 3, images: int = 1, layers: int = 3) -> int:
-        given = [str(value) for value in (pipe.device, side, members, images, layers)]
+        given = [str(value) for value in (weights, pipe.device, side, members, images, layers)]
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, *given], check=True, capture_output=True, text=True, cwd=ROOT
         )
@@ -323,17 +324,17 @@ def _largest_difference(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) 
     return max(float(np.abs(one - two).max()) for one, two in zip(own, other, strict=True))
 
 
-def start(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+def start(pipe: SASPipeline, rounds: int, weights: str) -> dict[str, Any]:
     """Fresh processes on a warm cache: the overview, a result in Python, and a photograph from the command line with all its files."""
-    first = "import numpy, sys; from sas import SASPipeline; print(len(SASPipeline.from_pretrained()(numpy.load(sys.argv[1]))))"
+    first = "import numpy, sys; from sas import SASPipeline; print(len(SASPipeline.from_pretrained(sys.argv[2])(numpy.load(sys.argv[1]))))"
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/picture.npy", picture(512))
         Image.fromarray(picture(512)).save(f"{folder}/picture.png")
         programs = {
             "help_s": ["-m", "sas", "--help"],
-            "first_result_s": ["-c", first, f"{folder}/picture.npy"],
-            "sample_command_s": ["-m", "sas", "sample", f"{folder}/picture.png", "--out", f"{folder}/out"],
-        }
+            "first_result_s": ["-c", first, f"{folder}/picture.npy", weights],
+            "sample_command_s": ["-m", "sas", "sample", f"{folder}/picture.png", "--weights", weights, "--out", f"{folder}/out"],
+        }  # fmt: skip
 
         def program(given: list[str]) -> Callable[[], object]:
             return lambda: subprocess.run([sys.executable, *given], check=True, capture_output=True, cwd=ROOT)
@@ -417,7 +418,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", default="results/speed.json")
     options = parser.parse_args()
-    pipe = SASPipeline.from_pretrained(None if options.weights == "default" else options.weights)
+    pipe = SASPipeline.from_pretrained(options.weights)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(options.device)
     out = Path(options.out)
@@ -429,8 +430,8 @@ def main() -> None:
         "timings": "median, shortest, longest",
     }
     work = {
-        "protocol": protocol, "stock": stock, "photo": photo, "parts": parts, "growth": growth, "memory": memory, "onnx": onnx,
-        "start": start, "gpu": gpu,
+        "protocol": protocol, "stock": stock, "photo": photo, "parts": parts, "growth": growth,
+        "memory": partial(memory, weights=options.weights), "onnx": onnx, "start": partial(start, weights=options.weights), "gpu": gpu,
     }  # fmt: skip
     for name in options.only:
         if name == "gpu" and pipe.device.type != "cuda":
