@@ -90,7 +90,7 @@ CELLS = {**NETWORKS, **SAMPLED}
 
 def trained(name: str, seed: int, steps: int, out: Path) -> Path:
     """Folder of the pipeline of a trained cell; trains it if need be."""
-    cell, run = NETWORKS[name], out / "runs" / f"{name}-{seed}"
+    cell, run = NETWORKS[name], out / "runs" / f"{name}-{seed}-{steps}"
     changes = {**BASE, **cell.train, "training.seed": seed, "training.steps": steps if cell.of is None else steps // 4}
     start = None
     if cell.of is not None:
@@ -138,8 +138,10 @@ def spread(pipe: SASPipeline, batch: SceneBatch, steps: int) -> float:
 
 def run(name: str, seed: int, steps: int, out: Path) -> None:
     file = out / f"{name}-{seed}.json"
-    if file.exists() and json.loads(file.read_text()).get("scene_seed") == VALIDATION_SEED + seed:
-        return
+    if file.exists():
+        done = json.loads(file.read_text())
+        if (done.get("scene_seed"), done["training_steps"]) == (VALIDATION_SEED + seed, steps):
+            return
     cell, started = CELLS[name], time.perf_counter()
     folder = trained(cell.of if name in SAMPLED and cell.of else name, seed, steps, out)
     minutes = (time.perf_counter() - started) / 60

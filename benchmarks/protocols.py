@@ -37,10 +37,10 @@ SCORES = ("iou_layer_0", "iou_layer_1", "iou_first_three_layers")
 
 def train(steps: int, out: Path) -> Path:
     """The network, trained if it is not there yet; returns the folder of its pipeline."""
-    settings = {**SMALL, "training.steps": steps}
-    if not (out / "pipeline" / "model_index.json").exists():
-        Trainer(load_config(None, settings), out).run()
-    return out / "pipeline"
+    run = out / f"{steps}-steps"
+    if not (run / "pipeline" / "model_index.json").exists():
+        Trainer(load_config(None, {**SMALL, "training.steps": steps}), run).run()
+    return run / "pipeline"
 
 
 def scenes(count: int) -> list[Scene]:

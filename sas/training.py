@@ -198,8 +198,9 @@ class Trainer:
         parts = _split(self.positions, training.micro_batch)
         totals: dict[str, torch.Tensor] = {}
         suspects: list[str] = []
+        device = self.accelerator.device
+        wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         for number, positions in enumerate(parts):
-            device = self.accelerator.device
             batch = next(self._batches).to(
                 device, non_blocking=device.type == "cuda"
             )  # elsewhere the source may be gone too soon
@@ -210,13 +211,13 @@ class Trainer:
                 self.accelerator.backward(losses["loss"].sum() / training.batch_size)
             suspects += _not_finite(losses["loss"], batch, positions, self.config.data.layers)
             for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach().double().sum()
+                totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach().to(wide).sum()
             totals["items"] = totals.get("items", torch.zeros((), device=batch.image.device)) + len(losses["loss"])
         names = list(totals)
         sums = dict(
             zip(
                 names,
-                sum_over_processes(self.accelerator, torch.stack([totals[n].double() for n in names])),
+                sum_over_processes(self.accelerator, torch.stack([totals[n].to(wide) for n in names])),
                 strict=True,
             )
         )

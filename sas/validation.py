@@ -119,7 +119,7 @@ def calibrate_stop(pipe: SASPipeline, batch: SceneBatch, *, seed: int = 0, rows:
     generators = [generator_for(seed, "stop", m) for m in range(len(items))]
     raw = replace(pipe.sampler(steps=1, rows=rows), stop=(1.0, 0.0))
     drawn = raw(pipe.model, features, items.cumulative, generators, picture=items.picture)
-    logit = drawn[:, 1].flatten(1).mean(dim=1).double().logit(eps=1e-9).cpu().numpy()
+    logit = drawn[:, 1].flatten(1).mean(dim=1).cpu().double().logit(eps=1e-9).numpy()
     empty = (~items.target.flatten(1).any(dim=1)).cpu().numpy()
     if items.taught is not None:
         taught = items.taught.cpu().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny import tiny_config
 from sas.config import ConfigError
 from sas.data.solids import FAMILIES
 from sas.data.split import TEST_FAMILIES, cutout_key, cutout_part, part_of, split_hash
+from sas.evaluation import load_dataset
 from sas.factory import build_atlas, build_composer, check_data, data_split
 from sas.io import InputError
 from sas.pipeline import SASPipeline
@@ -55,6 +57,19 @@ def test_rule_by_hand() -> None:
 def test_views_of_one_look_are_on_one_side() -> None:
     for n in range(30):
         assert len({cutout_part(f"Apple__{n}__{view}") for view in range(24)}) == 1
+
+
+def test_evaluating_a_configuration_takes_what_is_for_testing(cutouts: Path) -> None:
+    path = cutouts / "data.yaml"
+    data = {
+        "cutouts": [str(cutouts / "cutouts")], "backgrounds": str(cutouts / "backgrounds"), "split": "by_name", "sprite_size": 16,
+        "image_size": 16, "mask_size": 16, "oversample": 1, "empty": 0.0, "letterbox": 0.0,
+    }  # fmt: skip
+    path.write_text(json.dumps({"data": data, "count": 8}))
+    for scene in load_dataset(path):
+        assert scene.names and all(cutout_part(name) == "test" for name in scene.names)
+        behind = scene.image[~scene.amodal_masks.any(axis=0)].astype(int)
+        assert (behind[:, 2] > behind[:, 0] + 50).all(), "the blue background is the one for testing"
 
 
 def test_hash_names_the_division_and_nothing_else() -> None:

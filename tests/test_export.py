@@ -102,4 +102,5 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(path.read_bytes() != b"old" for path in (tmp_path / "onnx").iterdir())
     settings = json.loads((tmp_path / "onnx" / "settings.json").read_text())
     assert settings["pipeline"]["mask_size"] == 16 and settings["scheduler"]["num_train_timesteps"] == 1000
+    assert settings["scheduler"]["kind"] == "DDIMScheduler"
     assert not [name for part in settings.values() for name in part if name.startswith("_")]
