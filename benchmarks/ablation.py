@@ -41,11 +41,18 @@ UNET = {
     "model.attention_sizes": (), "model.norm_groups": 8,
 }  # fmt: skip
 
+# The published method (configs/paper.yaml) at the size and the training of the others.
+PAPER = {
+    **UNET, "diffusion.beta_schedule": "linear", "diffusion.prediction_type": "epsilon", "diffusion.loss_type": "mse",
+    "diffusion.learned_variance": True, "diffusion.zero_terminal_snr": False, "diffusion.mask_scale": 1.0, "diffusion.high_noise_bias": 0.0,
+    "data.corruption": 0.0, "data.twins": 0.0, "data.layers": "all", "sampling.scheduler": "ddpm", "sampling.consensus": "medoid",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Cell:
-    """factor: the letter it belongs to. train: settings that differ from the base. sample: changes of the sampler. of: the cell
-    whose network is sampled, or fine-tuned if there are settings to train with."""
+    """factor: the letter it belongs to. train: settings that differ from the base. sample: changes of the sampler; scenes: fewer than 200,
+    where steps are many. of: the cell whose network is sampled, or fine-tuned if there are settings to train with."""
 
     factor: str
     words: str
@@ -70,6 +77,7 @@ TRAINED = {
 # Beyond the twelve trainings at most that the comparison was planned with; run by name.
 BEYOND = {
     "fusion": Cell("E", "split, the encoder's maps fused once per image", {"model.fusion": (32, 64, 96)}),
+    "paper": Cell("-", "the published method: concatenating UNet, noise prediction, 1000 steps of DDPM", PAPER, {"steps": 1000, "scenes": 24}),
     "muon": Cell("-", "Muon in place of AdamW", {"training.optimizer": "muon"}),
     "muon-3e-3": Cell("-", "Muon, three times the learning rate", {"training.optimizer": "muon", "training.learning_rate": 3e-3}),
     "adamw-3e-3": Cell("-", "AdamW, three times the learning rate", {"training.learning_rate": 3e-3}),
@@ -77,6 +85,7 @@ BEYOND = {
 SAMPLED = {
     **{f"{name}-{n}-steps": Cell("A", f"{TRAINED[name].words}, {n} steps", sample={"steps": n}, of=name)
        for name in ("default", "eps", "v") for n in (1, 2, 10, 20, 100)},
+    "default-24-scenes": Cell("-", "the default, on the scenes of `paper`", sample={"scenes": 24}, of="default"),
     "leading": Cell("C", "leading time steps", sample={"spacing": "leading"}, of="default"),
     "ancestral": Cell("D", "eta 1 (DDPM)", sample={"scheduler": DDPMScheduler}, of="default"),
     "dpmsolver": Cell("D", "DPM-Solver++", sample={"scheduler": DPMSolverMultistepScheduler}, of="default"),
@@ -101,12 +110,12 @@ def trained(name: str, seed: int, steps: int, out: Path) -> Path:
     return run / "pipeline"
 
 
-def scenes(seed: int, image_size: int) -> SceneBatch:
-    """Scenes of the validation seeds, the same for all cells of an image size."""
+def scenes(seed: int, image_size: int, count: int = 200) -> SceneBatch:
+    """Scenes of the validation seeds, the same for all cells of an image size; fewer are the first of them."""
     held_out = load_config(
         None, {**BASE, "data.classes": 40, "data.image_size": image_size, "data.oversample": 128 // image_size}
     ).data
-    return build_composer(held_out, seed=VALIDATION_SEED + seed, atlas_seed=VALIDATION_SEED).batch(0, range(200))
+    return build_composer(held_out, seed=VALIDATION_SEED + seed, atlas_seed=VALIDATION_SEED).batch(0, range(count))
 
 
 def changed(pipe: SASPipeline, sample: dict[str, Any]) -> SASPipeline:
@@ -147,7 +156,8 @@ def run(name: str, seed: int, steps: int, out: Path) -> None:
     minutes = (time.perf_counter() - started) / 60
     pipe = changed(SASPipeline.from_pretrained(folder), cell.sample)
     pipe.set_progress_bar_config(disable=True)
-    batch, sampling_steps = scenes(seed, pipe.config.image_size), cell.sample.get("steps", 4)
+    batch = scenes(seed, pipe.config.image_size, cell.sample.get("scenes", 200))
+    sampling_steps = cell.sample.get("steps", 4)
     scores = validate(pipe, batch, members=3, steps=sampling_steps)
     found = {
         "cell": name, "factor": cell.factor, "words": cell.words, "seed": seed, "training_steps": steps, "minutes": minutes,

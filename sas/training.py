@@ -544,7 +544,7 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrain
     wrong += [n for n in saved if n not in own]
     if wrong:
         raise InputError(
-            f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with"
+            f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with (configs/release.yaml for the shipped weights)"
         )
     if pretrained and any(n.startswith("image_encoder.") for n in new):
         model.load_pretrained_encoder()  # type: ignore[operator]
