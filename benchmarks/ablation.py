@@ -140,7 +140,9 @@ def spread(pipe: SASPipeline, batch: SceneBatch, steps: int) -> float:
             flat = torch.from_numpy(members).flatten(1).double()
             both = flat @ flat.T
             union = flat.sum(1)[:, None] + flat.sum(1)[None] - both
-            pairs = (1 - both / union.clamp(min=1))[torch.triu(torch.ones_like(both, dtype=torch.bool), 1)]
+            pairs = torch.where(union > 0, 1 - both / union.clamp(min=1), 0.0)[
+                torch.triu(torch.ones_like(both, dtype=torch.bool), 1)
+            ]
             values.append(float(pairs.mean()))
     return statistics.fmean(values) if values else 0.0
 

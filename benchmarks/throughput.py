@@ -7,8 +7,8 @@ The works take turns, but for the last. Prints medians with their spread: scenes
 scenes that the composer made from a folder in the project format (files were just written, so the disk is hardly asked); pictures a second
 of forward and backward pass alone (the bound), of a training loop as diffusers' examples write it on batches that are ready, and of the
 trainer on batches that are ready, composed, read in the loop, and read by one process. Then the shares of a step: of composing, of reading
-in the loop, and of waiting for the process. The roll-out is off and the optimizer AdamW, as
-in the plain loop.
+in the loop, and of waiting for the process. The roll-out is off and the optimizer AdamW, as in the plain
+loop.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from timing import in_turns, spread
@@ -41,8 +42,9 @@ from sas.seeding import Keys
 from sas.training import Trainer
 
 
-def plain_loop(config: Config, batch: SceneBatch, device: torch.device) -> Callable[[], None]:
+def plain_loop(config: Config, batch: SceneBatch, accelerator: Accelerator) -> Callable[[], None]:
     """One step as diffusers' training examples write it: random noise and times, add_noise, loss, backward, clip, AdamW, EMA."""
+    device = accelerator.device
     model = build_model(config).to(device, memory_format=torch.channels_last)
     scheduler, codec = build_scheduler(config.diffusion, config.sampling), build_codec(config.diffusion)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -55,8 +57,9 @@ def plain_loop(config: Config, batch: SceneBatch, device: torch.device) -> Calla
         noise = torch.randn_like(target)
         times = torch.randint(0, config.diffusion.num_train_timesteps, (len(target),), device=device)
         noisy = scheduler.add_noise(codec.encode(target), noise, times)
-        features = select_rows(model.encode(in_range(batch.image, config.sampling.image_range)), items.picture)
-        output = model(noisy, times, condition(items.cumulative), features)
+        with accelerator.autocast():
+            features = select_rows(model.encode(in_range(batch.image, config.sampling.image_range)), items.picture)
+            output = model(noisy, times, condition(items.cumulative), features).float()
         loss = functional.binary_cross_entropy_with_logits(output[:, :1], target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -93,7 +96,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     small = {"data.classes": 16, "data.views": 2, "data.background_count": 16}
-    config = load_config(options.config, {**small, "diffusion.rollout": 0.0, "training.optimizer": "adamw"})
+    config = load_config(
+        options.config, {**small, "diffusion.rollout": 0.0, "training.optimizer": "adamw", "training.compile": False}
+    )
     batch = config.training.batch_size
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         trainer = Trainer(config, folder, progress=False)
@@ -103,10 +108,12 @@ def main() -> None:
         loader = loader_over(config, composer, Path(folder) / "scenes")
         ready = composer.batch(0, range(batch))
         objective, keys, number = build_objective(config), Keys(0, 0, tuple(range(batch))), itertools.count()
-        plain = plain_loop(config, ready, device)
+        plain = plain_loop(config, ready, trainer.accelerator)
 
         def bound() -> None:
-            objective.loss(trainer.model, ready, keys)["loss"].mean().backward()
+            with trainer.accelerator.autocast():
+                loss = objective.loss(trainer.model, ready, keys)["loss"].mean()
+            loss.backward()
             trainer.model.zero_grad()
 
         def train(batches: Iterator[SceneBatch]) -> Callable[[], None]:

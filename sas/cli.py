@@ -360,7 +360,7 @@ def _average(options: Average) -> int:
         from diffusers.utils.logging import disable_progress_bar
 
         from sas.averaging import average_weights
-        from sas.factory import build_validation, data_split
+        from sas.factory import data_split, validation_batch
         from sas.pretrained import check_folder_to_save
         from sas.training import shrink_weights
         from sas.validation import calibrate_stop
@@ -377,8 +377,7 @@ def _average(options: Average) -> int:
                 f"--calibrate {options.calibrate} must be of the sizes and the data split of the weights, which must have a stop output; "
                 f"got {theirs} for {own}, stop output {pipe.config.stop_head}; name their training's configuration, or leave it out"
             )
-        scenes = build_validation(settings).batch(0, range(settings.logging.validation_scenes))
-        scale, shift = calibrate_stop(pipe, scenes)
+        scale, shift = calibrate_stop(pipe, validation_batch(settings))
         pipe.register_to_config(stop_scale=scale, stop_shift=shift)
     shrink_weights(pipe.model, options.saved_weights)
     pipe.save_pretrained(options.out)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tyro
 from tyro.conf import Positional
 
-from sas.config import Config, load_config
+from sas.config import Config, ConfigError, load_config
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,15 @@ class Doctor:
 def parse(command: type[Any], arguments: list[str], program: str | None) -> Any:
     """Options of a command from its arguments; SystemExit, after words to the user, where they are none."""
     file = _config_argument(arguments) if command is Train else None
-    options = _parse(command, arguments, program, file)
+    try:
+        options = _parse(command, arguments, program, file)
+    except ConfigError:
+        # What is set may fit the file alone, which is named after an option.
+        later = [word for word in arguments[1:] if word.endswith((".yaml", ".yml"))]
+        if command is not Train or file is not None or len(later) != 1:
+            raise
+        options = _parse(command, arguments, program, later[0])
+        file = later[0]
     if command is Train and options.config != (file or ""):  # named after an option, so not read yet
         options = _parse(command, arguments, program, options.config)
     return options

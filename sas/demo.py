@@ -12,7 +12,7 @@ from PIL import Image
 from sas.data.atlas import Atlas
 from sas.data.backgrounds import render_backgrounds
 from sas.data.composer import Composer, SceneStyle
-from sas.io import atomic_folder
+from sas.io import atomic_folder, check_replaceable
 from sas.metrics import layer_ious
 from sas.pictures import find_images, read_image
 from sas.pipeline import SASPipeline
@@ -71,5 +71,6 @@ def run_demo(pipe: SASPipeline, out: Path, *, scenes: int = 4, seed: int = 0) ->
 
 def write_sheet(folder: Path, sheets: list[np.ndarray], captions: list[str]) -> None:
     """All overviews on one picture."""
+    check_replaceable(folder, mark="overview.png", kind="demo", name="out")
     with atomic_folder(folder) as temporary:
         Image.fromarray(image_grid(sheets, columns=2, captions=captions, cell=700)).save(temporary / "overview.png")

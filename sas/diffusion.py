@@ -20,7 +20,7 @@ from torch.nn import functional
 from sas.items import Corruption, Items, layer_items
 from sas.models.seam import Features, MaskDenoiser, select_rows
 from sas.scene import SceneBatch
-from sas.schedulers import takes_variance
+from sas.schedulers import set_steps, takes_variance
 from sas.seeding import Keys
 
 
@@ -126,6 +126,7 @@ class DiffusionObjective:
         if self.rollout:
             if averaged is None:
                 items = self._with_own_cumulative(model, encoded, image, items, keys)
+                torch.clear_autocast_cache()  # it may hold weights in half precision that know of no gradient
             else:
                 items = self._with_own_cumulative(averaged, None, image, items, keys)
         features = select_rows(encoded, items.picture)
@@ -354,7 +355,7 @@ class Sampler:
         self, model: MaskDenoiser, features: Features, cumulative: torch.Tensor, generators: list[torch.Generator]
     ) -> torch.Tensor:
         scheduler = scheduler_for(self.scheduler, self.codec)
-        scheduler.set_timesteps(self.steps, device=cumulative.device)
+        set_steps(scheduler, self.steps, cumulative.device)
         dtype = next(iter(_leaves(features))).dtype
         seen = condition(cumulative)
         noise = [torch.randn(cumulative.shape[1:], generator=generator) for generator in generators]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -65,6 +65,13 @@ def share(total: int, *, rank: int, world_size: int) -> range:
         )
     size = total // world_size
     return range(rank * size, (rank + 1) * size)
+
+
+def agree(accelerator: Accelerator, value: int) -> bool:
+    """Whether all processes have the same whole number, below 2^53."""
+    if accelerator.num_processes == 1:
+        return True
+    return len(set(gather_object([value]))) == 1
 
 
 def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:

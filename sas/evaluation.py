@@ -383,15 +383,13 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
     known = np.ones(shape[1:], dtype=bool) if scene.known is None else scene.known
     instances = (np.stack(found) if found else np.zeros(shape, dtype=bool)) & known
     predicted = result.masks_full() & known
-    scene = (
-        replace(scene, amodal_masks=scene.amodal_masks & known, visible_masks=scene.visible & known)
-        if (scene.known is not None and scene.order_matrix is not None)
-        else scene
-    )
+    if scene.known is not None:
+        visible = None if scene.order_matrix is None else scene.visible & known
+        scene = replace(scene, amodal_masks=scene.amodal_masks & known, visible_masks=visible)
     row: dict[str, Any] = {
-        "foreground_iou": metrics.foreground_iou(predicted, scene.amodal_masks & known),
+        "foreground_iou": metrics.foreground_iou(predicted, scene.amodal_masks),
         "instance_ious": np.where(
-            scene.amodal_masks.any(axis=(1, 2)), metrics.instance_ious(instances, scene.amodal_masks & known), np.nan
+            scene.amodal_masks.any(axis=(1, 2)), metrics.instance_ious(instances, scene.amodal_masks), np.nan
         ),
     }
     if scene.order_matrix is None:
@@ -409,7 +407,7 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
             (int((predicted[k] & t).sum()), int((predicted[k] | t).sum())) if k < len(predicted) else (0, int(t.sum()))
             for k, t in enumerate(true)
         ],
-        "layer_aps": metrics.layer_average_precisions(result.probability_full(), true),
+        "layer_aps": metrics.layer_average_precisions(result.probability_full()[:, None, known], true[:, None, known]),
         "occlusion": metrics.occlusion_rate(scene.amodal_masks, scene.visible),
         "invisible_ious": metrics.invisible_ious(
             instances, scene.amodal_masks, scene.visible, occluded_above=OCCLUDED_ABOVE

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from sas.config import Config, ConfigError, DataSettings, DiffusionSettings, SamplingSettings
-from sas.data.atlas import Atlas
+from sas.data.atlas import Atlas, cutout_files
 from sas.data.augment import Augmentation
 from sas.data.backgrounds import load_backgrounds, render_backgrounds
 from sas.data.composer import Composer, SceneStyle
@@ -27,7 +27,7 @@ from sas.models import ConcatUNet, SplitDenoiser
 from sas.order import DEFAULT_MIN_OVERLAP
 from sas.pictures import find_images
 from sas.pipeline import SASPipeline
-from sas.scene import Scene
+from sas.scene import Scene, SceneBatch
 from sas.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -162,6 +162,7 @@ def build_composer(
 ) -> Composer:
     """A composer over the cutouts of a configuration. `atlas_seed` chooses rendered looks, `seed` the scenes, `part` the names
     if the configuration divides them."""
+    _check_parts(data, part)
     size = data.image_size * data.oversample
     return Composer(
         build_atlas(data, seed=atlas_seed, part=part),
@@ -180,10 +181,8 @@ def build_atlas(data: DataSettings, *, seed: int, part: Part = "train") -> Atlas
     """All cutouts of a configuration; of folders, if it divides them, those of one part."""
     atlases = []
     for folder in data.cutouts:
-        atlas = Atlas.from_folders([folder], size=data.sprite_size)
-        if data.split == "by_name":
-            atlas = atlas.chosen(row for row, name in enumerate(atlas.names) if cutout_part(name) == part)
-        atlases.append(atlas)
+        keep = (lambda name: cutout_part(name) == part) if data.split == "by_name" else (lambda name: True)
+        atlases.append(Atlas.from_folders([folder], size=data.sprite_size, keep=keep))
     if not data.cutouts or data.rendered:
         logger.info("rendering %d cutouts of %d classes", data.classes * data.views, data.classes)
         families = _families(data, part)
@@ -191,6 +190,24 @@ def build_atlas(data: DataSettings, *, seed: int, part: Part = "train") -> Atlas
             Atlas.generated(seed=seed, classes=data.classes, views=data.views, size=data.sprite_size, families=families)
         )
     return Atlas.merged(atlases)
+
+
+def _check_parts(data: DataSettings, *parts: Part) -> None:
+    """ConfigError if the division by name leaves one of the parts without cutouts, or without pictures to paste on."""
+    if data.split == "none":
+        return
+    held = {
+        f"data.cutouts {folder}": [cutout_part(name) for _, name in cutout_files(folder)] for folder in data.cutouts
+    }
+    if data.backgrounds:
+        held[f"data.backgrounds {data.backgrounds}"] = [part_of(path.name) for path in find_images([data.backgrounds])]
+    for name, found in held.items():
+        for part in parts:
+            if part not in found:
+                raise ConfigError(
+                    f'{name} must hold a picture of the {part} part with data.split "by_name", got none among {len(found)} '
+                    "(a tenth of the names are for validation, a tenth for testing): add pictures, or set data.split to none"
+                )
 
 
 def _families(data: DataSettings, part: Part) -> tuple[str, ...]:
@@ -225,7 +242,7 @@ def data_split(data: DataSettings) -> str:
     """SHA-256 of the division of cutouts and backgrounds into parts; empty if there is none."""
     if data.split == "none":
         return ""
-    cutouts = [path.stem for path in find_images(list(data.cutouts), recursive=True)] if data.cutouts else []
+    cutouts = [name for folder in data.cutouts for _, name in cutout_files(folder)]
     pictures = [path.name for path in find_images([data.backgrounds])] if data.backgrounds else []
     return split_hash(cutouts, pictures)
 
@@ -273,6 +290,7 @@ def check_data(data: DataSettings) -> str:
         if data.validation:
             open_data(data, validation=True)
         return f"{len(scenes)} scenes in {data.scenes}, first one {scenes[0].width}x{scenes[0].height}"
+    _check_parts(data, "train", "validation")
     if data.rendered or not data.cutouts:
         _families(data, "train")
     sprites = f"{data.classes} rendered classes with {data.views} views"
@@ -303,7 +321,16 @@ def build_source(config: Config, *, device: torch.device | str = "cpu") -> Scene
             buffer=data.shuffle_buffer if isinstance(scenes, Shards) else None,
             augmentation=Augmentation.of(data.augment) if data.augment else None,
         )
+    _check_parts(data, "train", "validation")  # told now and not at the first validation
     return build_composer(data, seed=training.seed, atlas_seed=training.seed, device=device)
+
+
+def validation_batch(config: Config) -> SceneBatch:
+    """The scenes to validate on, each once."""
+    source, count = build_validation(config), config.logging.validation_scenes
+    if isinstance(source, SceneLoader):
+        count = min(count, len(source.scenes))
+    return source.batch(0, range(count))
 
 
 def build_validation(config: Config) -> SceneSource:

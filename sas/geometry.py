@@ -104,31 +104,37 @@ class Geometry:
         return functional.grid_sample(row, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def masks_to_model(self, masks: np.ndarray) -> np.ndarray:
-        """Full-size masks on the mask grid by area > 0.5: bool (N, height, width) -> bool (N, mask_size, mask_size)."""
+        """Full-size masks on the mask grid: bool (N, height, width) -> bool (N, mask_size, mask_size).
+
+        A cell is set where the mask covers more than half of what the cell shows of the input.
+        """
         if masks.shape[-2:] != (self.height, self.width):
             raise ValueError(
                 f"masks must end in ({self.height}, {self.width}), got {masks.shape}: use the image's own frame"
             )
-        window = self._window()
-        size = window[1].stop - window[1].start, window[0].stop - window[0].start
+        rows, columns = self._both_shares()
         result = np.zeros((len(masks), self.mask_size, self.mask_size), dtype=bool)
         for i, mask in enumerate(masks):
-            scaled = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
-            result[i][window] = np.asarray(scaled) > 0.5
+            covered = rows @ mask.astype(np.float32) @ columns.T
+            result[i] = covered > 0.5 + 1e-5  # exactly one half may come out a little above
         return result
 
     def known(self) -> np.ndarray:
-        """Cells of the mask grid that show the input and not padding: bool (mask_size, mask_size)."""
-        result = np.zeros((self.mask_size, self.mask_size), dtype=bool)
-        result[self._window()] = True
-        return result
+        """Cells of the mask grid that show some of the input: bool (mask_size, mask_size)."""
+        rows, columns = self._both_shares()
+        return (rows.sum(axis=1) > 0)[:, None] & (columns.sum(axis=1) > 0)
 
-    def _window(self) -> tuple[slice, slice]:
-        """Rows and columns of the mask grid that the input fills, one of each at least."""
-        ratio = self.mask_size / self.size
-        ends = (self.left, self.top, self.left + self.scaled_width, self.top + self.scaled_height)
-        left, top, right, bottom = (round(end * ratio) for end in ends)
-        return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+    def _both_shares(self) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._shares(self.height, self.top, self.scaled_height)
+        return rows, self._shares(self.width, self.left, self.scaled_width)
+
+    def _shares(self, length: int, start: int, scaled: int) -> np.ndarray:
+        """Share that each line of the input has in what each line of the mask grid shows of it, float32 (mask_size, length)."""
+        ends = (start + np.arange(length + 1) * (scaled / length)) * (self.mask_size / self.size)
+        cell = np.arange(self.mask_size)[:, None]
+        shown = np.clip(np.minimum(ends[1:], cell + 1) - np.maximum(ends[:-1], cell), 0, None)
+        total = shown.sum(axis=1, keepdims=True)
+        return np.where(total > 1e-6, shown / np.maximum(total, 1e-6), 0).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -187,6 +187,14 @@ def write_file(path: str | Path, data: bytes, *, sync: bool) -> None:
         _sync(place.parent)
 
 
+def check_replaceable(folder: Path, *, mark: str, kind: str, name: str) -> None:
+    """InputError, which calls the folder `name`, if it has files in it but not `mark`, by which a folder of this kind is known."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists():
+        raise InputError(
+            f"{name} {folder} holds files that are no {kind}, and saving would replace it as a whole; choose a new or empty folder"
+        )
+
+
 @contextmanager
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name when the block ends well.

@@ -152,7 +152,7 @@ class SASPipeline(DiffusionPipeline):
             )
         if "model" not in kwargs:
             check_tensors(folder, pipe.model)
-        pipe._weights_sha256 = file_hash(folder)
+            pipe._weights_sha256 = file_hash(folder)
         if not pipe.config.model_id:
             pipe.register_to_config(model_id=folder.name)
         return pipe
@@ -162,6 +162,11 @@ class SASPipeline(DiffusionPipeline):
         if kwargs.pop("safe_serialization", True) is not True:
             raise InputError("safe_serialization must be True, got False; pipelines are saved as safetensors only")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
+        upload = {
+            name: kwargs.pop(name) for name in ("commit_message", "private", "token", "create_pr") if name in kwargs
+        }
+        if upload and not push:
+            raise InputError(f"{', '.join(upload)} have no effect without push_to_hub=True; pass it, or leave them out")
         check_folder_to_save(Path(save_directory), name="save_directory")
         with atomic_folder(Path(save_directory)) as folder:
             super().save_pretrained(str(folder), safe_serialization=True, **kwargs)
@@ -172,7 +177,7 @@ class SASPipeline(DiffusionPipeline):
                 forget_folder(file)
             write_manifest(folder)
         if push:
-            self.push_to_hub(repo_id)
+            self.push_to_hub(repo_id, variant=kwargs.get("variant"), **upload)
 
     @property
     def device(self) -> torch.device:

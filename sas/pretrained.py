@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from sas.io import InputError, read_json
+from sas.io import InputError, check_replaceable, read_json
 from sas.manifest import CheckpointError, refuse_pickle, verify_manifest
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default"
@@ -92,10 +92,7 @@ def state_hash(model: torch.nn.Module) -> str:
 
 def check_folder_to_save(folder: Path, *, name: str) -> None:
     """InputError, which calls the folder `name`, if it has files in it and is no pipeline."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").exists():
-        raise InputError(
-            f"{name} {folder} holds files that are no pipeline, and saving would replace it as a whole; choose a new or empty folder"
-        )
+    check_replaceable(folder, mark="model_index.json", kind="pipeline", name=name)
 
 
 def forget_folder(file: Path) -> None:

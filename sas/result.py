@@ -25,7 +25,7 @@ from scipy import ndimage
 from sas import masks as mask_ops
 from sas.catalog import Catalog, take_stock, to_frame
 from sas.geometry import Geometry
-from sas.io import InputError, atomic_folder, rle_decode, write_json
+from sas.io import InputError, atomic_folder, check_replaceable, rle_decode, write_json
 from sas.order import DEFAULT_MIN_OVERLAP, edges_from_order, order_from_layers
 from sas.overview import overview as draw_overview
 from sas.pictures import write_mask, write_unit_map
@@ -310,12 +310,13 @@ class LayeredResult:
         }
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the folder whole or not at all; returns its path.
+        """Write the folder whole or not at all; returns its path. InputError if a folder that holds something else is in the way.
 
         result.json; layer_XX.png (0 or 255), probability_XX.png = round(255 p), uncertainty_XX.png = round(255 u /
         0.25), one of each a layer, and uncertainty.png, their largest value, all in the input frame; overview.png;
         arrays.npz, from which `load` restores.
         """
+        check_replaceable(Path(directory), mark=RESULT_FILE, kind="result", name="directory")
         document = self.to_dict()
         arrays = {name: getattr(self, name) for name in _DTYPES}
         header = {

@@ -135,14 +135,18 @@ class Scene:
         if seen.all():
             return self
         logger.info("scene %s: dropped %d objects without a visible pixel", self.id, int((~seen).sum()))
+        return self.keep(seen)
+
+    def keep(self, kept: np.ndarray) -> Scene:
+        """The scene of some of its objects, bool (N,); `dropped` counts the others."""
         return replace(
             self,
-            amodal_masks=self.amodal_masks[seen],
-            order_matrix=None if self.order_matrix is None else self.order_matrix[np.ix_(seen, seen)],
-            visible_masks=None if self.visible_masks is None else self.visible_masks[seen],
-            names=tuple(name for name, keep in zip(self.names, seen, strict=True) if keep),
-            alternatives=tuple(masks[seen] for masks in self.alternatives),
-            dropped=self.dropped + int((~seen).sum()),
+            amodal_masks=self.amodal_masks[kept],
+            order_matrix=None if self.order_matrix is None else self.order_matrix[np.ix_(kept, kept)],
+            visible_masks=None if self.visible_masks is None else self.visible_masks[kept],
+            names=tuple(name for name, stays in zip(self.names, kept, strict=True) if stays),
+            alternatives=tuple(masks[kept] for masks in self.alternatives),
+            dropped=self.dropped + int((~kept).sum()),
         )
 
     def _known_order(self) -> np.ndarray:
@@ -226,9 +230,14 @@ class SceneBatch:
 
 
 def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> SceneBatch:
-    """Bring scenes to model resolution and pad them into a batch. Layers are made at full size, then reduced by area > 0.5."""
+    """Bring scenes to model resolution and pad them into a batch. Layers are made at full size, then reduced by area > 0.5.
+
+    Objects that cover no cell of the mask grid are left out: an empty mask would teach that nothing is left.
+    """
     if not scenes:
         raise ValueError("scenes must hold at least one scene, got none: pass a non-empty list")
+    fitted = [_on_grid(scene, image_size=image_size, mask_size=mask_size) for scene in scenes]
+    scenes = [scene for scene, _, _ in fitted]
     most = max(len(scene) for scene in scenes)
     batch = len(scenes)
     pixels = np.empty((batch, 3, image_size, image_size), dtype=np.uint8)
@@ -236,11 +245,10 @@ def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> Scen
     layer_index = np.full((batch, most), -1, dtype=np.int64)
     order = np.zeros((batch, most, most), dtype=bool)
     known = np.zeros((batch, 1, mask_size, mask_size), dtype=bool)
-    for b, scene in enumerate(scenes):
+    for b, (scene, geometry, reduced) in enumerate(fitted):
         n = len(scene)
-        geometry = Geometry.fit(height=scene.height, width=scene.width, size=image_size, mask_size=mask_size)
         pixels[b] = geometry.pixels(scene.image)
-        masks[b, :n] = geometry.masks_to_model(scene.amodal_masks)
+        masks[b, :n] = reduced
         layer_index[b, :n] = scene.layer_index
         order[b, :n, :n] = scene.occlusion
         known[b] = geometry.known() if scene.known is None else geometry.masks_to_model(scene.known[None])
@@ -255,6 +263,14 @@ def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> Scen
         alternatives=_collate_alternatives(scenes, most, image_size, mask_size),
         complete=None if all(scene.complete for scene in scenes) else torch.tensor([s.complete for s in scenes]),
     )
+
+
+def _on_grid(scene: Scene, *, image_size: int, mask_size: int) -> tuple[Scene, Geometry, np.ndarray]:
+    """The scene without objects that cover no cell of the mask grid, where it lies, and its masks, bool (N, h, w)."""
+    geometry = Geometry.fit(height=scene.height, width=scene.width, size=image_size, mask_size=mask_size)
+    reduced = geometry.masks_to_model(scene.amodal_masks)
+    kept = np.asarray(reduced.any(axis=(1, 2)))
+    return (scene, geometry, reduced) if kept.all() else (scene.keep(kept), geometry, reduced[kept])
 
 
 def _collate_alternatives(scenes: Sequence[Scene], most: int, image_size: int, mask_size: int) -> torch.Tensor | None:

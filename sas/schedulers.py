@@ -43,16 +43,24 @@ def check_scheduler(fresh: Callable[[], Any], *, scale: float, steps: int) -> No
             f"{words} (it ends {far:.2g} times the mask's scale away from the x_0 that it was told): {CURE}"
         )
     try:
-        fresh().set_timesteps(steps)
+        set_steps(fresh(), steps)
     except Exception as error:
         raise ValueError(
             f"num_inference_steps must be a number that {name} can take, got {steps} ({first_line(error)}): use more steps, or DDIMScheduler"
         ) from error
 
 
+def set_steps(scheduler: Any, steps: int, device: torch.device | str | None = None) -> None:
+    """`set_timesteps`, without the step at t = -1 that rounding adds for some numbers (61 of 1000, say) with trailing spacing."""
+    scheduler.set_timesteps(steps, device=device)
+    inside = scheduler.timesteps >= 0
+    if not inside.all():
+        scheduler.timesteps = scheduler.timesteps[inside]
+
+
 def _distance(scheduler: Any, *, scale: float, steps: int) -> float:
     """How far from a mask of all pixels it ends if told at each step that this is x_0, in units of `scale`."""
-    scheduler.set_timesteps(steps)
+    set_steps(scheduler, steps)
     told = torch.full((1, 1, 4, 4), scale)
     x_t = torch.randn(told.shape, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
@@ -63,7 +71,7 @@ def _distance(scheduler: Any, *, scale: float, steps: int) -> float:
 
 
 def _first_step(scheduler: Any, steps: int) -> float:
-    scheduler.set_timesteps(steps)
+    set_steps(scheduler, steps)
     x_t = torch.zeros(1, 1, 4, 4)
     told = torch.zeros(1, 2, 4, 4) if takes_variance(scheduler) else x_t
     scheduler.scale_model_input(x_t, scheduler.timesteps[0])

@@ -22,14 +22,15 @@ import numpy as np
 import torch
 import yaml
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
 from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_checkpoints
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.data.source import read_ahead
-from sas.distributed import make_accelerator, share, sum_over_processes
-from sas.factory import build_model, build_objective, build_pipeline, build_source, build_validation, data_split
+from sas.distributed import LaunchError, agree, make_accelerator, share, sum_over_processes
+from sas.factory import build_model, build_objective, build_pipeline, build_source, data_split, validation_batch
 from sas.io import InputError, atomic_write_bytes
 from sas.models.encoders import LITE0_BLOCKS, LITE0_DEEP_BLOCKS
 from sas.optimizer import make_optimizer
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 MAY_CHANGE = ("training.steps", "data.workers", "logging.")
 """Fields that a resumed run may change: length, workers, and all that is only written."""
+
+HOW_VALIDATED = ("validation_scenes", "validation_steps", "validation_members")
 
 
 class NonFiniteError(RuntimeError):
@@ -103,6 +106,7 @@ class Trainer:
         self._restart = restart
         self._init_from = init_from
         self._stop_signal: int | None = None
+        self._told_to_leave = False
 
     # ------------------------------------------------------------------ the run
 
@@ -120,6 +124,10 @@ class Trainer:
                 set_aside_checkpoints(self.checkpoints)
             self.accelerator.wait_for_everyone()
             checkpoint = latest_checkpoint(self.checkpoints)
+            if not agree(self.accelerator, checkpoint.step if checkpoint else -1):
+                raise LaunchError(
+                    f"out {self.out} must be one folder for all processes, got folders with different checkpoints: choose one that all machines share"
+                )
             if checkpoint:
                 self._check_same_run(checkpoint)
             self._build()
@@ -173,9 +181,9 @@ class Trainer:
             if stopping:
                 break
         bar.close()
-        if self._stop_signal is not None:
+        if self._told_to_leave:
             return  # told to leave: the checkpoint is written, and a validation would keep others waiting
-        no_pipeline = not (self.out / "pipeline" / "model_index.json").exists()
+        (no_pipeline,) = self._any(self.main and not (self.out / "pipeline" / "model_index.json").exists())
         if no_pipeline or (self.max_minutes is not None and validated != self.step):
             self._validate(tracking)
             self._save(tracking)
@@ -339,6 +347,10 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = checkpoint.step
         self.best = -math.inf if state["best"] is None else state["best"]
+        before, now = state["config"].get("logging", {}), self.config.logging.model_dump(mode="json")
+        if any(before.get(name, now[name]) != now[name] for name in HOW_VALIDATED):
+            logger.info("validation is measured otherwise than before: the best score so far is forgotten")
+            self.best = -math.inf
         self._window = dict(state["window"])
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
@@ -390,7 +402,7 @@ class Trainer:
         if self.main:
             cadence, sampling = self.config.logging, self.config.sampling
             if self._validation_batch is None:
-                self._validation_batch = build_validation(self.config).batch(0, range(cadence.validation_scenes))
+                self._validation_batch = validation_batch(self.config)
             pipe = self._pipeline()
             if pipe.config.stop_head:
                 scale, shift = calibrate_stop(pipe, self._validation_batch)
@@ -433,8 +445,13 @@ class Trainer:
     def _should_stop(self, started: float) -> bool:
         """True on all processes as soon as one of them was told to stop or ran out of time."""
         late = self.max_minutes is not None and time.monotonic() - started > 60 * self.max_minutes
-        wish = torch.tensor(float(late or self._stop_signal is not None), device=self.accelerator.device)
-        return bool(sum_over_processes(self.accelerator, wish) > 0)
+        late, self._told_to_leave = self._any(late, self._stop_signal is not None)
+        return late or self._told_to_leave
+
+    def _any(self, *here: bool) -> list[bool]:
+        """Which of them hold in any process."""
+        wish = torch.tensor(here, dtype=torch.float32, device=self.accelerator.device)
+        return (sum_over_processes(self.accelerator, wish) > 0).tolist()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -491,8 +508,7 @@ def sample_grid(batch: SceneBatch, scores: Validation, *, count: int = 8) -> np.
         image = np.asarray(images[b].repeat(3, axis=0).repeat(3, axis=1))
         drawn, colors = image, layer_colors(len(scores.predictions[b]))
         for k, mask in enumerate(scores.predictions[b]):
-            factor = image.shape[0] // mask.shape[0]
-            large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+            large = np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST))
             drawn = tint(drawn, large, color=colors[k], alpha=0.3)
             drawn = tint(drawn, outline(large), color=colors[k], alpha=1.0)
         pictures += [image, drawn]
@@ -544,7 +560,8 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrain
     wrong += [n for n in saved if n not in own]
     if wrong:
         raise InputError(
-            f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with (configs/release.yaml for the shipped weights)"
+            f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with "
+            "(configs/release.yaml for the shipped weights)"
         )
     if pretrained and any(n.startswith("image_encoder.") for n in new):
         model.load_pretrained_encoder()  # type: ignore[operator]
@@ -575,7 +592,5 @@ def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)

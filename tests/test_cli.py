@@ -148,6 +148,15 @@ def test_configuration_may_be_named_after_options(call: Call, tmp_path: Path) ->
     assert (status, "configuration missing.yaml cannot be read" in err) == (2, True)
 
 
+def test_what_only_the_file_allows_may_be_set_before_it_is_named(call: Call, tmp_path: Path) -> None:
+    """`data.images` has no effect without scenes, which the file names."""
+    (tmp_path / "mine.yaml").write_text("data: {scenes: nowhere, format: cocoa}\n")
+    status, _, err = call("train", "--dry-run", "--data.images", "pictures", "mine.yaml")
+    assert (status, "data nowhere" in err) == (1, True), err
+    status, _, err = call("train", "--dry-run", "--data.images", "pictures")
+    assert status == 2 and "images has no effect without scenes" in err
+
+
 def test_dry_run_looks_at_the_data(call: Call, tmp_path: Path) -> None:
     status, _, err = call("train", "--dry-run", "--data.scenes", "nowhere")
     assert status == 1

@@ -240,6 +240,14 @@ def test_hardly_visible_objects_are_left_out(make: Make) -> None:
     assert sum(scene.dropped for scene in scenes) > 5
 
 
+def test_objects_that_cover_no_cell_of_the_mask_grid_are_left_out(make: Make) -> None:
+    style = replace(PLAIN, objects=(2, 5), scale=(0.06, 0.2), min_visible=0.0)
+    fine, coarse = make(style, mask_size=16), make(style, mask_size=4)
+    batch = coarse.batch(0, range(30))
+    assert batch.amodal_masks.flatten(2).any(dim=2).sum(dim=1).equal(batch.counts), "none is empty"
+    assert batch.counts.sum() < fine.batch(0, range(30)).counts.sum()
+
+
 def test_layers_front_to_back_agrees_with_the_general_rule() -> None:
     order = torch.rand(50, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.4
     order = order.triu(1)

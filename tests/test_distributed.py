@@ -30,7 +30,15 @@ from accelerate import Accelerator
 from tiny import program_environment, read_metrics, tiny_config, write_scenes
 
 from sas.checkpoint import latest_checkpoint
-from sas.distributed import LaunchError, check_launch, check_precision, make_accelerator, share, sum_over_processes
+from sas.distributed import (
+    LaunchError,
+    agree,
+    check_launch,
+    check_precision,
+    make_accelerator,
+    share,
+    sum_over_processes,
+)
 from sas.factory import build_source
 from sas.training import Trainer
 
@@ -48,8 +56,12 @@ class Disturbed(Trainer):
     def _train_step(self, step):
         if step == kill_step and victim in (rank, -2):
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == kill_step and victim == -4 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         return super()._train_step(step)
 
+if victim == -3 and rank == 1:
+    out = Path(f"{out}-elsewhere")  # as on a machine that does not share the folder
 config = tiny_config(
     data_scenes=scenes, training_steps=int(sys.argv[6]), logging_checkpoint_every=7, training_micro_batch=micro or None,
 )
@@ -116,6 +128,7 @@ def test_one_process_sums_to_itself() -> None:
     assert isinstance(accelerator, Accelerator) and accelerator.num_processes == 1
     values = torch.tensor([1.0, 2.0])
     assert torch.equal(sum_over_processes(accelerator, values), values)
+    assert agree(accelerator, 3)
 
 
 def test_shares_read_the_scenes_of_the_whole_batch(tmp_path: Path) -> None:
@@ -282,6 +295,25 @@ def test_a_launcher_told_to_stop_leaves_a_checkpoint_of_the_last_step(launches: 
     assert found is not None and found.step == read_metrics(launches.folder / "stopped")[-1]["step"]
     pids = [int((launches.folder / f"stopped.{rank}.pid").read_text()) for rank in range(2)]
     assert wait_until(lambda: not any(alive(pid) for pid in pids), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no signals of this kind")
+def test_a_signal_to_one_process_ends_all(launches: Launches) -> None:
+    """Before there is a pipeline: the others must not wait for one in a validation."""
+    code, errors = launches.run("one-told", victim=-4, kill_step=1)
+    assert code == 0, errors[-3000:]
+    found = latest_checkpoint(launches.folder / "one-told" / "checkpoints")
+    assert found is not None and found.step == 2
+    assert not (launches.folder / "one-told" / "pipeline").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_checkpoints_are_refused(launches: Launches) -> None:
+    code, errors = launches.run("apart", steps=1)
+    assert code == 0, errors[-3000:]
+    code, errors = launches.run("apart", steps=2, victim=-3)
+    assert code != 0 and "must be one folder for all processes, got folders with different checkpoints" in errors
 
 
 @pytest.mark.slow

@@ -72,6 +72,38 @@ def test_evaluating_a_configuration_takes_what_is_for_testing(cutouts: Path) -> 
         assert (behind[:, 2] > behind[:, 0] + 50).all(), "the blue background is the one for testing"
 
 
+def test_pictures_in_folders_are_divided_by_their_folder(tmp_path: Path) -> None:
+    assert cutout_key("mug/001") == "mug" and cutout_key("kitchen/mug/001") == "kitchen/mug"
+    assert cutout_key("any/Apple__Red__3") == "Apple__Red" and cutout_part("vehicle/3") == "test"
+    for look in (key_of("train"), key_of("test")):
+        (tmp_path / look.replace("__", "-")).mkdir()
+    for folder in tmp_path.iterdir():
+        for view in range(6):
+            Image.fromarray(np.full((8, 8, 4), 255, dtype=np.uint8)).save(folder / f"{view:03d}.png")
+    parts = {folder.name: part_of(folder.name) for folder in tmp_path.iterdir()}
+    for part in set(parts.values()):
+        data = tiny_config(data_cutouts=[str(tmp_path)], data_split="by_name", data_sprite_size=16).data
+        assert len(build_atlas(data, seed=0, part=part)) == 6 * list(parts.values()).count(part)
+
+
+@pytest.mark.parametrize("what", ["cutouts", "backgrounds"])
+def test_a_part_without_pictures_is_told_before_training(cutouts: Path, tmp_path: Path, what: str) -> None:
+    for path in (cutouts / what).iterdir():
+        key = path.name if what == "backgrounds" else path.stem
+        if (part_of(key) if what == "backgrounds" else cutout_part(key)) == "validation":
+            path.unlink()
+    config = tiny_config(
+        data_cutouts=[str(cutouts / "cutouts")], data_backgrounds=str(cutouts / "backgrounds"), data_split="by_name", data_sprite_size=16
+    )  # fmt: skip
+    message = (
+        rf"data\.{what} .* must hold a picture of the validation part .* got none among .* or set data\.split to none"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_data(config.data)
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config, tmp_path / "run", cpu=True, progress=False).run()
+
+
 def test_hash_names_the_division_and_nothing_else() -> None:
     some = split_hash(["a__b__1", "a__b__2", "c"], ["1.jpg", "2.jpg"])
     assert some == split_hash(["c", "a__b__7"], ["2.jpg", "1.jpg"]), "neither order nor number of views"

@@ -253,6 +253,20 @@ def test_scenes_of_unknown_order_have_scores_without_order_only(pair: list[Scene
     assert any("order is unknown" in rule for rule in report.rules)
 
 
+def test_pixels_whose_truth_is_unknown_enter_no_score(pair: list[Scene]) -> None:
+    """A prediction that goes on where nobody knows the truth is as good as one that does not."""
+    known = np.ones((SIDE, SIDE), dtype=bool)
+    known[:, 4:] = False
+    scene = replace(pair[1], known=known)
+    wider = square(0, 0, 4, 12)
+    scores = evaluate(answers([scene], [wider[None]]), [scene], progress=False).scores
+    for name in ("iou_layer_0", "ap_layer_0", "foreground_iou", "miou_full"):
+        assert scores[name].value == 1, name
+    lost = replace(pair[0], order_matrix=None, known=~square(2, 2, 6, 6))
+    report = evaluate(answers([lost], [pair[0].layer_masks[:1]]), [lost], progress=False)
+    assert report.scores["miou_full"].n == 1, "an object of which nothing is known is left out"
+
+
 def test_objects_without_a_pixel_are_left_out() -> None:
     front, lost = square(0, 0, 6, 6), square(1, 1, 3, 3)
     scene = make_scene(0, [front, lost], (0, 1), shape=(SIDE, SIDE))

@@ -101,6 +101,34 @@ def test_the_mask_grid_may_be_coarser_than_the_image() -> None:
     assert (geometry.known() == np.array([[False], [True], [True], [False]])).all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(375, 1242), (427, 640), (1242, 375)])
+def test_a_mask_lies_where_the_image_shows_it(height: int, width: int) -> None:
+    """Pictures whose bars end within a cell of the mask grid: centres of masks come back to where they were."""
+    geometry = Geometry.fit(height=height, width=width, size=256, mask_size=64)
+    cell = max(height, width) / 64
+    y, x = np.mgrid[:height, :width]
+    for row in (0.2, 0.5, 0.8):
+        disc = np.hypot(y - row * height, x - 0.4 * width) < 4 * cell
+        back = geometry.to_input(geometry.masks_to_model(disc[None]))[0]
+        middle, expected = np.argwhere(back).mean(axis=0), np.argwhere(disc).mean(axis=0)
+        assert np.abs(middle - expected).max() < 0.25 * cell
+        assert (back & disc).sum() / (back | disc).sum() > 0.9
+
+
+def test_a_cell_at_the_pictures_edge_goes_by_what_it_shows() -> None:
+    geometry = Geometry.fit(
+        height=10, width=16, size=16, mask_size=4
+    )  # rows 3 to 13 of 16: cells 0 and 3 show a quarter
+    mask = np.zeros((2, 10, 16), dtype=bool)
+    mask[0, :1] = True  # all that cell 0 shows, nothing else
+    mask[1, 1:5] = True  # all of cell 1
+    assert geometry.masks_to_model(mask).any(axis=2).tolist() == [
+        [True, False, False, False],
+        [False, True, False, False],
+    ]
+    assert geometry.known().all()
+
+
 def test_half_a_cell_is_not_enough() -> None:
     geometry = Geometry.fit(height=4, width=4, size=2, mask_size=2)
     mask = np.zeros((2, 4, 4), dtype=bool)

@@ -645,6 +645,24 @@ def test_saving_replaces_a_pipeline_and_nothing_else(make_tiny_pipe: MakePipe, s
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["diary.txt"]
 
 
+def test_what_belongs_to_an_upload_reaches_it(
+    make_tiny_pipe: MakePipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(SASPipeline, "push_to_hub", lambda self, name, **options: calls.append((name, options)))
+    pipe = make_tiny_pipe()
+    pipe.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/mine", private=True, commit_message="first")
+    assert calls == [("me/mine", {"variant": None, "private": True, "commit_message": "first"})]
+    with pytest.raises(InputError, match="private have no effect without push_to_hub=True"):
+        pipe.save_pretrained(tmp_path / "other", private=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_network_passed_along_is_named_by_its_own_weights(make_tiny_pipe: MakePipe, saved: Path) -> None:
+    own = make_tiny_pipe(seed=7)
+    assert load(saved, model=own.model).model_info.sha256 == own.model_info.sha256 != load(saved).model_info.sha256
+
+
 def test_save_that_fails_leaves_nothing(make_tiny_pipe: MakePipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InputError, match="cannot write .*; a part of the path is a file"):

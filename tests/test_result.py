@@ -303,6 +303,16 @@ def test_save_replaces_an_older_result_whole(tmp_path: Path, result: LayeredResu
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_save_replaces_nothing_but_results(tmp_path: Path, result: LayeredResult) -> None:
+    (tmp_path / "cat").mkdir()
+    result.save(tmp_path / "cat")  # empty: nothing to lose
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("mine")
+    with pytest.raises(InputError, match="directory .*photos holds files that are no result, .* choose a new or empty"):
+        result.save(tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
 @pytest.mark.parametrize("file", ["", "Äpfel 苹果.jpg", "odd\udcff.jpg"])
 def test_any_file_name_survives(tmp_path: Path, layers: np.ndarray, file: str) -> None:
     result = _result(layers, file=file)

@@ -195,6 +195,19 @@ def test_batch_of_empty_scenes_has_no_layer() -> None:
     assert batch.layers().shape == (2, 0, 8, 8) and batch.layer_counts.tolist() == [0, 0]
 
 
+def test_objects_that_cover_no_cell_are_left_out_with_their_layer() -> None:
+    """A pole of one pixel in front of a box: on the grid the box is the first layer, and no layer is empty."""
+    masks = np.zeros((2, 64, 64), dtype=bool)
+    masks[0, 5:60, 20], masks[1, 10:40, 10:40] = True, True
+    scene = make_scene(masks, np.array([[False, True], [False, False]]), names=("pole", "box"), min_overlap=0.0)
+    assert scene.layer_index.tolist() == [0, 1]
+    batch = collate([scene], image_size=16, mask_size=16)
+    assert (
+        batch.counts.tolist() == [1] and batch.layer_index.tolist() == [[0]] and batch.layers()[0].any(dim=(1, 2)).all()
+    )
+    assert collate([scene], image_size=64, mask_size=64).counts.tolist() == [2]
+
+
 def test_alternatives_are_all_true_answers(tiny_scene: Scene) -> None:
     other = tiny_scene.amodal_masks | np.roll(tiny_scene.amodal_masks, 1, axis=2)
     batch = collate([replace(tiny_scene, alternatives=(other,)), tiny_scene], image_size=16, mask_size=16)

@@ -20,7 +20,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from sas.schedulers import check_scheduler, takes_variance
+from sas.schedulers import check_scheduler, set_steps, takes_variance
 
 OURS = DDIMScheduler(prediction_type="sample", rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
@@ -61,6 +61,15 @@ def test_a_number_of_steps_that_it_cannot_take() -> None:
     with pytest.raises(ValueError, match=r"num_inference_steps must be a number that PNDMScheduler can take, got 2 \("):
         check(solver, steps=2)
     check(solver, steps=10)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 61, 103, 206, 1000])
+def test_no_step_lies_before_the_first(steps: int) -> None:
+    """diffusers' trailing spacing rounds 61 of 1000 to 62 steps, the last at -1."""
+    scheduler = DDIMScheduler.from_config(OURS.config)
+    set_steps(scheduler, steps)
+    assert len(scheduler.timesteps) == steps and scheduler.timesteps[0] == 999 and scheduler.timesteps[-1] >= 0
+    check(OURS, steps=steps)
 
 
 def test_checking_draws_no_random_numbers() -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,14 @@ from tiny import read_metrics, tiny_config, write_scenes
 
 from sas.checkpoint import latest_checkpoint
 from sas.config import Config, TrainingSettings, load_config
-from sas.factory import build_model, build_objective, build_source
+from sas.factory import build_model, build_objective, build_source, validation_batch
 from sas.io import InputError
 from sas.manifest import CheckpointError
 from sas.pipeline import SASPipeline
 from sas.run_lock import lock_run
-from sas.scene import SceneBatch
+from sas.scene import Scene, SceneBatch, collate
 from sas.seeding import Keys
-from sas.training import NonFiniteError, Trainer, _split, learning_rate
+from sas.training import NonFiniteError, Trainer, _split, learning_rate, sample_grid
 
 GOLDEN = Path(__file__).parent / "golden" / "loss.json"
 
@@ -230,6 +231,38 @@ def test_best_weights_stay(scenes: str, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run" / "pipeline")
     trainer._validate(None)  # no pipeline at all is worse than one that scores less
     assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
+
+
+def test_the_best_score_is_forgotten_with_how_it_was_measured(scenes: str, tmp_path: Path) -> None:
+    config = tiny_config(data_scenes=scenes, training_steps=2)
+    first = train(config, tmp_path / "run")
+    same = train(tiny_config(data_scenes=scenes, training_steps=2), tmp_path / "run")
+    assert same.best == first.best > -math.inf
+    other = train(tiny_config(data_scenes=scenes, training_steps=2, logging_validation_members=2), tmp_path / "run")
+    assert other.best == -math.inf
+
+
+def test_each_scene_is_validated_on_once(scenes: str) -> None:
+    many = tiny_config(data_scenes=scenes, data_validation=scenes, logging_validation_scenes=1000)
+    ids = validation_batch(many).ids
+    assert len(set(ids)) == len(ids) > 1
+    assert (
+        len(validation_batch(tiny_config(data_scenes=scenes, data_validation=scenes, logging_validation_scenes=1))) == 1
+    )
+
+
+@pytest.mark.parametrize("sizes", [(32, 16), (32, 64), (16, 48)])
+def test_pictures_of_a_validation_are_drawn_for_any_sizes(sizes: tuple[int, int]) -> None:
+    image_size, mask_size = sizes
+    mask = np.zeros((1, mask_size, mask_size), dtype=bool)
+    mask[0, : mask_size // 2] = True
+    scene = Scene(
+        image=np.zeros((image_size, image_size, 3), dtype=np.uint8), amodal_masks=np.zeros((0, image_size, image_size), dtype=bool),
+        order_matrix=np.zeros((0, 0), dtype=bool),
+    )  # fmt: skip
+    batch = collate([scene], image_size=image_size, mask_size=mask_size)
+    drawn = sample_grid(batch, SimpleNamespace(predictions=[mask]))  # type: ignore[arg-type]
+    assert drawn.ndim == 3 and drawn.any()
 
 
 def test_composed_scenes_and_a_reader_ahead(tmp_path: Path) -> None:

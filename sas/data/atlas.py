@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +69,15 @@ class Atlas:
         return cls(sprites=torch.cat(sprites), group=torch.arange(classes).repeat_interleave(views), names=tuple(names))
 
     @classmethod
-    def from_folders(cls, folders: Sequence[str | Path], *, size: int = 64) -> Atlas:
+    def from_folders(
+        cls, folders: Sequence[str | Path], *, size: int = 64, keep: Callable[[str], bool] = lambda name: True
+    ) -> Atlas:
         """Cutouts of one's own: pictures with alpha, or pictures beside a mask of the same stem and the ending `.mask.png`.
 
         All levels of a folder are read. The group of `Class__Variety__3.webp` is `Class__Variety`; without "__" every
-        picture's folder is its group.
+        picture's folder is its group. keep: accepts those to take by their path below the folder, without its ending.
         """
-        files = [f for f in find_images([str(folder) for folder in folders], recursive=True) if ".mask." not in f.name]
+        files = [path for folder in folders for path, name in cutout_files(folder) if keep(name)]
         if not files:
             raise InputError(
                 f"folders must hold at least one cutout, got none in {[str(folder) for folder in folders]}; "
@@ -121,6 +123,15 @@ class Atlas:
             names=tuple(name for atlas in atlases for name in atlas.names),
             shares=torch.cat(shares),
         )
+
+
+def cutout_files(folder: str | Path) -> list[tuple[Path, str]]:
+    """Cutouts of a folder at all levels, each with its path below it without its ending ("mug/001"); masks beside them left out."""
+    found = [path for path in find_images([str(folder)], recursive=True) if ".mask." not in path.name]
+    return [
+        (path, (path.relative_to(folder) if path != Path(folder) else Path(path.name)).with_suffix("").as_posix())
+        for path in found
+    ]
 
 
 def _group_of(path: Path) -> str:

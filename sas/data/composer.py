@@ -241,8 +241,9 @@ class Composer:
         frame = self._frame(per_scene)
         masks &= frame
 
-        # 3. Leave out what hardly shows; in a twin, also what occludes anything.
-        kept = self._visible_enough(masks, places)
+        # 3. Leave out what hardly shows, or covers no cell of the mask grid; in a twin, also what occludes anything.
+        kept = reduce_by_area(masks, c // self.mask_size).flatten(2).any(dim=2)
+        kept = kept & self._visible_enough(masks & kept[:, :, None, None], places)
         masks = masks & kept[:, :, None, None]
         order, overlaps = self._order(masks)
         kept = kept & ~(twin[:, None] & order.any(dim=2))

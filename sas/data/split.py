@@ -22,19 +22,21 @@ def part_of(key: str) -> Part:
     return "test" if tenth == 0 else "validation" if tenth == 1 else "train"
 
 
-def cutout_key(stem: str) -> str:
-    """What the division looks at: `<Class>__<Variety>` of `<Class>__<Variety>__<view>`, so that no look is on both sides."""
-    return stem.rsplit("__", 1)[0]
+def cutout_key(name: str) -> str:
+    """What the division looks at, so that no look is on both sides: `<Class>__<Variety>` of `<Class>__<Variety>__<view>`, else the folder
+    it lies in below the one that was named, as in `mug/001`, else its own name."""
+    folder, _, stem = name.rpartition("/")
+    return stem.rsplit("__", 1)[0] if "__" in stem else folder or stem
 
 
-def cutout_part(stem: str) -> Part:
-    """Part of a cutout by the stem of its file."""
-    key = cutout_key(stem)
-    return "test" if key.split("__")[0] in TEST_GROUPS else part_of(key)
+def cutout_part(name: str) -> Part:
+    """Part of a cutout by its path below the folder that was named, without its ending."""
+    key = cutout_key(name)
+    return "test" if key.replace("/", "__").split("__")[0] in TEST_GROUPS else part_of(key)
 
 
 def split_hash(cutouts: Iterable[str], backgrounds: Iterable[str]) -> str:
     """SHA-256 of a division: of one sorted line `key part` for each cutout's key and each background's name."""
-    keys = {cutout_key(stem): cutout_part(stem) for stem in cutouts}
+    keys = {cutout_key(name): cutout_part(name) for name in cutouts}
     lines = [f"{key} {part}" for key, part in keys.items()] + [f"{name} {part_of(name)}" for name in set(backgrounds)]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -15,6 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import reduce, repeat
 from torch import nn
 from torch.nn import functional
@@ -139,6 +140,7 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
                 "where you build the encoder"
             )
 
+    @apply_forward_hook
     def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Features of each image at the denoiser's widths, one map a level: float (B, 3, image_size, image_size) -> tuple."""
         size = self.config["image_size"]
