@@ -1,4 +1,5 @@
-"""The trainer: data-parallel, resumable to the bit, and ignorant of networks, schedules and data.
+"""The trainer: data-parallel, resumable to the bit (on a CPU: some kernels of GPUs add up in no fixed order), and ignorant of networks,
+schedules and data.
 
 It knows a source (`batch(step, positions)`), an objective (`loss(model, batch, keys)`, with `averaged=` where it draws roll-outs)
 and a pipeline to validate and save. What a step does depends on (seed, step) alone; the number of processes and micro-batches only
