@@ -7,8 +7,8 @@ The works take turns, but for the last. Prints medians with their spread: scenes
 scenes that the composer made from a folder in the project format (files were just written, so the disk is hardly asked); pictures a second
 of forward and backward pass alone (the bound), of a training loop as diffusers' examples write it on batches that are ready, and of the
 trainer on batches that are ready, composed, read in the loop, and read by one process. Then the shares of a step: of composing, of reading
-in the loop, and of waiting for the process. The roll-out is off and the optimizer AdamW, as in the plain
-loop.
+in the loop, and of waiting for the process. The roll-out is off, the optimizer AdamW, as in
+the plain loop.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def share(total: int, *, rank: int, world_size: int) -> range:
 
 
 def agree(accelerator: Accelerator, value: int) -> bool:
-    """Whether all processes have the same whole number, below 2^53."""
+    """Whether all processes have the same whole number."""
     if accelerator.num_processes == 1:
         return True
     return len(set(gather_object([value]))) == 1

@@ -50,6 +50,7 @@ MAY_CHANGE = ("training.steps", "data.workers", "logging.")
 """Fields that a resumed run may change: length, workers, and all that is only written."""
 
 HOW_VALIDATED = ("validation_scenes", "validation_steps", "validation_members")
+"""Fields of `logging` without which scores cannot be compared."""
 
 
 class NonFiniteError(RuntimeError):

@@ -143,19 +143,29 @@ def test_generated_atlas_shares_classes_out_over_families() -> None:
         Atlas.generated(seed=0, classes=0, views=1)
 
 
-def test_chosen_and_joined_number_groups_anew(tiny_atlas: Atlas) -> None:
-    some = tiny_atlas.chosen([5, 1, 0])
-    assert some.group.tolist() == [0, 0, 1] and torch.equal(some.sprites, tiny_atlas.sprites[[0, 1, 5]])
-    assert some.names == tuple(tiny_atlas.names[row] for row in (0, 1, 5))
-    both = Atlas.merged([some, tiny_atlas])
-    assert both.group.tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 4] and len(both.names) == len(both) == 9
-    assert both.shares is not None and torch.allclose(both.shares, torch.tensor([1 / 4] * 2 + [1 / 6] * 3)), (
-        "each atlas alike"
+def test_joined_atlases_number_groups_anew_and_are_drawn_alike(tiny_atlas: Atlas) -> None:
+    rows = [0, 1, 5]
+    some = Atlas(
+        sprites=tiny_atlas.sprites[rows],
+        group=torch.tensor([0, 0, 1]),
+        names=tuple(tiny_atlas.names[row] for row in rows),
     )
-    fewer = both.chosen([0, 3, 4]).shares
-    assert fewer is not None and torch.allclose(fewer, torch.tensor([0.6, 0.4]))
-    with pytest.raises(InputError, match="rows must name at least one cutout, got none"):
-        tiny_atlas.chosen([])
+    both = Atlas.merged([some, tiny_atlas])
+    assert both.group.tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 4] and both.names == some.names + tiny_atlas.names
+    assert torch.equal(both.sprites, torch.cat([some.sprites, tiny_atlas.sprites]))
+    assert both.shares is not None and torch.allclose(both.shares, torch.tensor([1 / 4] * 2 + [1 / 6] * 3))
+    thrice = Atlas.merged([both, some]).shares
+    assert thrice is not None and torch.allclose(thrice, torch.tensor([1 / 8] * 2 + [1 / 12] * 3 + [1 / 4] * 2))
+
+
+def test_cutouts_are_chosen_by_their_path_below_the_folder(tmp_path: Path) -> None:
+    for name in ("mug/001", "mug/002", "cup/001", "Apple__Red__1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((6, 6, 4), 255, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    seen: list[str] = []
+    atlas = Atlas.from_folders([tmp_path], size=16, keep=lambda name: seen.append(name) or name.startswith("mug/"))  # type: ignore[func-returns-value]
+    assert sorted(seen) == ["Apple__Red__1", "cup/001", "mug/001", "mug/002"]
+    assert atlas.names == ("001", "002") and atlas.group.tolist() == [0, 0]
 
 
 def test_bad_atlas_is_named() -> None:

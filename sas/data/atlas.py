@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,19 +90,6 @@ class Atlas:
             sprites=torch.stack([read_cutout(path, size=size) for _, path in found]),
             group=torch.tensor([groups[name] for name, _ in found]),
             names=tuple(path.stem for _, path in found),
-        )
-
-    def chosen(self, rows: Iterable[int]) -> Atlas:
-        """The atlas of some sprites only; groups are numbered anew."""
-        keep = torch.tensor(sorted(rows), dtype=torch.int64)
-        if not len(keep):
-            raise InputError("rows must name at least one cutout, got none; widen the split")
-        kept, group = torch.unique_consecutive(self.group[keep], return_inverse=True)
-        return Atlas(
-            sprites=self.sprites[keep],
-            group=group,
-            names=tuple(self.names[row] for row in keep),
-            shares=None if self.shares is None else self.shares[kept] / self.shares[kept].sum(),
         )
 
     @classmethod

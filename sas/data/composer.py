@@ -110,7 +110,7 @@ class Composition:
     dropped: torch.Tensor
 
 
-class Place(NamedTuple):
+class Window(NamedTuple):
     """Where objects are drawn: those of one slot in some scenes, in one window of the canvas. which: their rows among those drawn."""
 
     which: slice
@@ -156,7 +156,7 @@ class Composer:
         self.min_overlap = min_overlap
         self.names = atlas.names
         self.device = torch.device(device)
-        self.one_by_one = self.device.type == "cpu"  # see `_places`
+        self.one_by_one = self.device.type == "cpu"  # see `_windows`
         self.sprites = atlas.sprites.to(self.device)
         self.starts, self.sizes = atlas.group_starts, atlas.group_sizes
         self.shares = None if atlas.shares is None else atlas.shares.cumsum(0)
@@ -230,11 +230,11 @@ class Composer:
         # 2. Which objects, and where; each is drawn in its window.
         sprite, present = self._choose(per_scene, per_object)
         inverse = self._place(per_scene, per_object, present)
-        used, places = self._places(inverse, present)
+        used, windows = self._windows(inverse, present)
         premultiplied = self._sprites(sprite, per_object, source, used)
         masks = torch.zeros(b, n, c, c, dtype=torch.bool, device=self.device)
         drawn = []
-        for which, scenes, slot, rows, columns in places:
+        for which, scenes, slot, rows, columns in windows:
             grid = _affine_grid(inverse[used[which]], c, rows, columns)
             drawn.append(functional.grid_sample(premultiplied[which], grid, mode="bilinear", align_corners=False))
             masks[scenes, slot, rows, columns] = drawn[-1][:, 3] > 0.5
@@ -242,9 +242,9 @@ class Composer:
         masks &= frame
 
         # 3. Leave out what hardly shows, or covers no cell of the mask grid; in a twin, also what occludes anything.
-        kept = reduce_by_area(masks, c // self.mask_size).flatten(2).any(dim=2)
-        kept = kept & self._visible_enough(masks & kept[:, :, None, None], places)
-        masks = masks & kept[:, :, None, None]
+        masks &= reduce_by_area(masks, c // self.mask_size).flatten(2).any(dim=2)[:, :, None, None]
+        kept = self._visible_enough(masks, windows)
+        masks &= kept[:, :, None, None]
         order, overlaps = self._order(masks)
         kept = kept & ~(twin[:, None] & order.any(dim=2))
 
@@ -252,7 +252,7 @@ class Composer:
         image = self._background(per_scene)
         dark = (0.15 + 0.45 * per_object["shadow"]) * kept
         down, across = self._shift(-0.08 * per_scene["light_y"]), self._shift(0.12 * (per_scene["light_x"] - 0.5)).mT
-        for (_, scenes, slot, rows, columns), piece in zip(reversed(places), reversed(drawn), strict=True):
+        for (_, scenes, slot, rows, columns), piece in zip(reversed(windows), reversed(drawn), strict=True):
             colour, alpha = (piece * kept[scenes, slot, None, None, None]).split([3, 1], dim=1)
             soft = self.soften[:, rows] @ alpha @ self.soften[:, columns].mT
             image[scenes] *= 1 - down[scenes] @ soft @ across[scenes] * dark[scenes, slot, None, None, None]
@@ -319,8 +319,8 @@ class Composer:
         rows = [a, b_, right, d, e, down]
         return rearrange(torch.stack(rows, dim=-1), "b n (r k) -> (b n) r k", r=2, k=3)
 
-    def _places(self, inverse: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, list[Place]]:
-        """Slots that are drawn, int64 (U,), among the B * N, and where: the places run through the scenes' slots from front to back.
+    def _windows(self, inverse: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, list[Window]]:
+        """Slots that are drawn, int64 (U,), among the B * N, and where: the windows run through the scenes' slots from front to back.
 
         A CPU draws objects one by one, each in the window of the canvas that it touches. A GPU draws those of a slot in all scenes at once.
         """
@@ -328,7 +328,7 @@ class Composer:
         if not self.one_by_one:
             whole = slice(0, self.canvas)
             slots = torch.arange(b * n, device=self.device)
-            return slots, [Place(slice(i, None, n), slice(None), i, whole, whole) for i in range(n)]
+            return slots, [Window(slice(i, None, n), slice(None), i, whole, whole) for i in range(n)]
         used = present.flatten().nonzero()[:, 0]
         turn, shift = inverse[used, :, :2], inverse[used, :, 2:]
         back = torch.linalg.inv(turn)
@@ -337,11 +337,11 @@ class Composer:
         centre = -(back @ shift)[..., 0]
         first = ((centre - reach + 1) / 2 * self.canvas).floor().long().clamp(0, self.canvas)
         last = ((centre + reach + 1) / 2 * self.canvas).ceil().long().clamp(0, self.canvas)
-        places = []
+        windows = []
         for k, (slot, (x0, y0), (x1, y1)) in enumerate(zip(used.tolist(), first.tolist(), last.tolist(), strict=True)):
             scene = slot // n
-            places.append(Place(slice(k, k + 1), slice(scene, scene + 1), slot % n, slice(y0, y1), slice(x0, x1)))
-        return used, places
+            windows.append(Window(slice(k, k + 1), slice(scene, scene + 1), slot % n, slice(y0, y1), slice(x0, x1)))
+        return used, windows
 
     def _sprites(self, sprite: torch.Tensor, objects: Draws, keys: Keys, used: torch.Tensor) -> torch.Tensor:
         """Sprites of the slots in use, each with its own light and colour, premultiplied: float (U, 4, P, P) in [0, 1].
@@ -370,11 +370,11 @@ class Composer:
         wide = (scene["wide"] < 0.5)[:, None, None]
         return torch.where(wide, inside[:, :, None], inside[:, None, :])[:, None]
 
-    def _visible_enough(self, masks: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
+    def _visible_enough(self, masks: torch.Tensor, windows: Sequence[Window]) -> torch.Tensor:
         """Slots whose object shows at least `min_visible` of itself, and one pixel; decided from front to back: bool (B, N)."""
         taken = torch.zeros_like(masks[:, 0])
         kept = torch.zeros_like(masks[:, :, 0, 0])
-        for _, scenes, slot, rows, columns in places:
+        for _, scenes, slot, rows, columns in windows:
             mask, before = masks[scenes, slot, rows, columns], taken[scenes, rows, columns]
             area, seen = mask.sum(dim=(-2, -1)), (mask & ~before).sum(dim=(-2, -1))
             keep = (seen > 0) & (seen >= self.style.min_visible * area)
