@@ -242,28 +242,29 @@ class Composer:
         masks &= frame
 
         # 3. Leave out what hardly shows, or covers no cell of the mask grid; in a twin, also what occludes anything.
-        masks &= reduce_by_area(masks, c // self.mask_size).flatten(2).any(dim=2)[:, :, None, None]
+        _clear(masks, ~reduce_by_area(masks, c // self.mask_size).flatten(2).any(dim=2))
         kept = self._visible_enough(masks, windows)
-        masks &= kept[:, :, None, None]
+        _clear(masks, ~kept)
         order, overlaps = self._order(masks)
         kept = kept & ~(twin[:, None] & order.any(dim=2))
 
-        # 4. Paste from back to front, each object over its contact shadow.
-        image = self._background(per_scene)
+        # 4. Paste from front to back: what lies behind an object shows where its alpha lets it, darkened by its contact shadow.
+        image, light = torch.zeros(b, 3, c, c, device=self.device), torch.ones(b, 1, c, c, device=self.device)
         dark = (0.15 + 0.45 * per_object["shadow"]) * kept
         down, across = self._shift(-0.08 * per_scene["light_y"]), self._shift(0.12 * (per_scene["light_x"] - 0.5)).mT
-        for (_, scenes, slot, rows, columns), piece in zip(reversed(windows), reversed(drawn), strict=True):
+        for (_, scenes, slot, rows, columns), piece in zip(windows, drawn, strict=True):
             colour, alpha = (piece * kept[scenes, slot, None, None, None]).split([3, 1], dim=1)
-            soft = self.soften[:, rows] @ alpha @ self.soften[:, columns].mT
-            image[scenes] *= 1 - down[scenes] @ soft @ across[scenes] * dark[scenes, slot, None, None, None]
-            image[scenes, :, rows, columns] *= 1 - alpha
-            image[scenes, :, rows, columns] += colour
-        image = self._camera(image, per_scene, keys)
+            soft = self.soften[:, rows] @ alpha @ self.soften[:, columns].mT * dark[scenes, slot, None, None, None]
+            image[scenes, :, rows, columns] += colour * light[scenes, :, rows, columns]
+            light[scenes, :, rows, columns] *= 1 - alpha
+            light[scenes] *= 1 - down[scenes] @ soft @ across[scenes]
+        image = self._camera(torch.addcmul(image, self._background(per_scene), light), per_scene, keys)
         image = torch.where(frame, image, PADDING_VALUE / 255)
 
         # 5. Objects that are there first, padding last.
         slots = (~kept).long().argsort(dim=1, stable=True)
-        masks = (masks & kept[:, :, None, None])[torch.arange(b, device=self.device)[:, None], slots]
+        _clear(masks, ~kept)
+        masks = masks[torch.arange(b, device=self.device)[:, None], slots]
         pairs = kept[:, :, None] & kept[:, None, :]
         return Composition(
             image=image.clamp(0, 1),
@@ -349,18 +350,23 @@ class Composer:
         used: int64 (U,), places among the B * N slots.
         """
         slot = {name: values.flatten()[used] for name, values in objects.items()}
-        taken = self.sprites[sprite.flatten()[used]].float() / 255
-        colour, alpha = taken[:, :3], taken[:, 3:]
         strength = self.style.colour
         gain = 1 + (torch.stack([slot[name] for name in ("red", "green", "blue")], dim=-1) - 0.5) * strength
         exposure = 1 + (slot["exposure"][:, None] - 0.5) * self.style.lighting
         gamma = torch.exp((slot["gamma"][:, None] - 0.5) * strength)
-        colour = (colour ** gamma[..., None, None] * (gain * exposure)[..., None, None]).clamp(0, 1)
+        # Bytes have 256 values: working these out and looking them up takes a tenth of the time of the pixels.
+        levels = torch.arange(256, device=self.device) / 255
+        lit = (levels ** gamma[..., None] * (gain * exposure)[..., None]).clamp(0, 1)
+        table = torch.cat([lit, levels.expand(len(used), 1, 256)], dim=1)
+        taken = self.sprites[sprite.flatten()[used]]
+        taken = table.gather(2, taken.flatten(2).long()).unflatten(2, taken.shape[2:])
+        colour, alpha = taken.split([3, 1], dim=1)
         if self.style.appearance:
             drawn = keys.uniform("appearance", sprite.shape[1], 4).to(self.device).flatten(0, 1)[used]
             changed = (drawn[:, 0] < self.style.appearance).nonzero()[:, 0]
             colour[changed] = _recoloured(colour[changed], drawn[changed, 1:])
-        return torch.cat([colour * alpha, alpha], dim=1)
+        colour *= alpha
+        return taken
 
     def _frame(self, scene: Draws) -> torch.Tensor:
         """Part of the square that a picture of some other shape would fill: bool (B, 1, C, C)."""
@@ -399,7 +405,7 @@ class Composer:
         theta = rearrange(torch.stack([zoom * flip, zero, x, zero, zoom, y], dim=-1), "b (r k) -> b r k", r=2)
         grid = _affine_grid(theta, self.canvas)
         return functional.grid_sample(
-            self.backgrounds[row].float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+            self.backgrounds[row].float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
 
     def _shift(self, by: torch.Tensor) -> torch.Tensor:
@@ -420,11 +426,9 @@ class Composer:
         plane = down * line[None, :, None] + across * line[None, None, :]
         level = 1 + (scene["level"] - 0.5) * style.lighting
         image = image * (level[:, None, None] + plane)[:, None]
-        wider = functional.pad(image, (1, 1, 1, 1), mode="replicate")
-        rows = wider[:, :, :-2] + wider[:, :, 1:-1] + wider[:, :, 2:]
-        blurred = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9  # pooling takes 6 times as long
-        amount = (scene["focus"] - 0.5).clamp(min=0)[:, None, None, None] * 2
-        image = image + (blurred - image) * amount
+        amount = (scene["focus"] - 0.5).clamp(min=0) * 2
+        soft = (amount > 0).nonzero()[:, 0]
+        image[soft] = torch.lerp(image[soft], _blurred(image[soft]), amount[soft, None, None, None])
         if style.appearance:
             drawn = keys.uniform("film", 4).to(self.device)
             changed = (drawn[:, 0] < style.appearance).nonzero()[:, 0]
@@ -447,7 +451,14 @@ def _affine_grid(
     """
     line = (torch.arange(side, device=theta.device) * 2 + 1) / side - 1
     across, down, shift = theta[..., None, None].unbind(2)
-    return rearrange(across * line[columns] + (down * line[rows, None] + shift), "b k h w -> b h w k")
+    return (across * line[columns] + (down * line[rows, None] + shift)).permute(0, 2, 3, 1)
+
+
+def _blurred(image: torch.Tensor) -> torch.Tensor:
+    """Mean over the 3 x 3 pixels around each: float (B, 3, H, W) -> the same. Pooling takes 6 times as long."""
+    wider = functional.pad(image, (1, 1, 1, 1), mode="replicate")
+    rows = wider[:, :, :-2] + wider[:, :, 1:-1] + wider[:, :, 2:]
+    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def _soften(side: int) -> torch.Tensor:
@@ -493,6 +504,11 @@ def layers_front_to_back(order: torch.Tensor, counts: torch.Tensor) -> torch.Ten
 
 def _between(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return low + u * (high - low)
+
+
+def _clear(masks: torch.Tensor, which: torch.Tensor) -> None:
+    """Empty some of the masks in place: bool (B, N, C, C), bool (B, N). As bytes, which a CPU takes 30 times as fast."""
+    masks.view(torch.uint8).bitwise_and_((~which).view(torch.uint8)[:, :, None, None])
 
 
 def _permute(pairs: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
