@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sas import cli_data
 from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, flat, parse
 from sas.config import Config, ConfigError, faults, load_config
-from sas.imports import quick_imports
+from sas.imports import quick_imports, share_cores
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,7 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
     """Parse the arguments of one command and carry it out; errors become one line and an exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    share_cores()
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return _CALLS[command](parse(command, arguments, program))

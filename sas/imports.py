@@ -1,10 +1,31 @@
-"""Importing much at once."""
+"""What is done before PyTorch is imported."""
 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+BUSY = 0.5
+"""Load average, other programs' threads that want a core, from which threads give theirs back while they wait."""
+
+
+def share_cores() -> None:
+    """Where other programs want cores, let PyTorch's CPU threads that wait for each other give theirs back almost at once.
+
+    GNU's OpenMP, which PyTorch brings on Linux, has them spin instead: with one of two cores taken a photograph then takes 50 times as long
+    (docs/performance.md). Changes no result. Does nothing on an idle machine, where spinning is faster, where OMP_WAIT_POLICY or
+    GOMP_SPINCOUNT is set, on Windows, and after PyTorch has been imported.
+    """
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) or not hasattr(os, "getloadavg"):
+        return
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # not to be had in some containers
+        return
+    if load >= BUSY:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 @contextmanager
