@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 BUSY = 0.5
-"""Load average, other programs' threads that want a core, from which threads give theirs back while they wait."""
+"""Load average (threads that want a core, mean of the last minute) from which PyTorch's give theirs back while they wait."""
 
 
 def share_cores() -> None:
     """Where other programs want cores, let PyTorch's CPU threads that wait for each other give theirs back almost at once.
 
     GNU's OpenMP, which PyTorch brings on Linux, has them spin instead: with one of two cores taken a photograph then takes 50 times as long
-    (docs/performance.md). Changes no result. Does nothing on an idle machine, where spinning is faster, where OMP_WAIT_POLICY or
-    GOMP_SPINCOUNT is set, on Windows, and after PyTorch has been imported.
+    (docs/performance.md). Changes no result. Leaves an idle machine as it is, where spinning is faster, what is set of OMP_WAIT_POLICY and
+    GOMP_SPINCOUNT, and Windows. Has no effect once PyTorch is imported.
     """
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) or not hasattr(os, "getloadavg"):
         return

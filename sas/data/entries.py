@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, overload
 
@@ -55,8 +56,9 @@ class LazyScenes(Reopened, Sequence[Scene]):
             raise IndexError(f"scene {index} of {len(self)}")
         return self.read(index % len(self))
 
+    @abstractmethod
     def read(self, index: int) -> Scene:
-        raise NotImplementedError
+        """The scene at a place from 0 to len(self) - 1."""
 
 
 def new_id(scene: Scene, taken: set[str]) -> str:
