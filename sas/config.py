@@ -91,6 +91,8 @@ class DataSettings(Settings):
     """Share of composed scenes that repeat their neighbour without its occluders."""
     appearance: float = Field(0.0, ge=0, le=1)
     """Share of objects and of pictures whose colours are changed beyond what light does."""
+    prints: float = Field(0.0, ge=0, le=1)
+    """Share of composed objects that wear a print, a piece of a background, all over or on a label."""
     letterbox: float = Field(0.15, ge=0, le=1)
     """Share of composed scenes with grey bars, as pictures that are not square have."""
     min_overlap: float = Field(0.01, ge=0, lt=1)

@@ -154,6 +154,7 @@ def scene_style(data: DataSettings) -> SceneStyle:
         scale=data.scale,
         letterbox=data.letterbox,
         appearance=data.appearance,
+        prints=data.prints,
     )
 
 
@@ -351,6 +352,7 @@ def build_validation(config: Config) -> SceneSource:
             "classes": max(8, data.classes // 4),
             "background_count": max(8, data.background_count // 4),
             "appearance": 0.0,
+            "prints": 0.0,
         }
     )
     seed = VALIDATION_SEED + config.training.seed

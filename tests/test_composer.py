@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from sas.data.atlas import Atlas
-from sas.data.composer import Composer, SceneStyle, layers_front_to_back
+from sas.data.composer import PRINT_DRAWS, Composer, SceneStyle, layers_front_to_back
 from sas.geometry import PADDING_VALUE
 from sas.masks import reduce_by_area, union
 from sas.order import layers_from_order, significant_order
@@ -216,7 +216,7 @@ def test_ranges(make: Make) -> None:
 @pytest.mark.parametrize(
     "style",
     [
-        SceneStyle(objects=(0, 4), letterbox=0.5, twins=0.5, appearance=0.5),
+        SceneStyle(objects=(0, 4), letterbox=0.5, twins=0.5, appearance=0.5, prints=0.5),
         replace(PLAIN, objects=(1, 6), scale=(0.1, 0.9), spread=(0.9, 3.0)),  # some lie partly or wholly outside
     ],
 )
@@ -229,6 +229,40 @@ def test_windows_of_a_cpu_and_whole_canvases_of_a_gpu_give_the_same_scenes(make:
     for name in ("masks", "counts", "overlaps", "order", "frame", "dropped"):
         assert torch.equal(getattr(whole, name), getattr(windows, name)), name
     torch.testing.assert_close(whole.image, windows.image, rtol=0, atol=1e-5)
+
+
+def test_prints_change_the_surface_of_objects_and_nothing_else(make: Make) -> None:
+    style = replace(PLAIN, noise=0.0)
+    plain, printed = (make(replace(style, prints=share)).compose(1, range(24)) for share in (0.0, 1.0))
+    for name in ("masks", "counts", "order"):
+        assert torch.equal(getattr(plain, name), getattr(printed, name)), name
+    changed = (plain.image - printed.image).abs().amax(dim=1) > 1e-3
+    near = (
+        functional.max_pool2d(plain.masks.any(dim=1).float(), 5, stride=1, padding=2) > 0
+    )  # camera and edges are soft
+    assert changed.any() and not (changed & ~near).any()
+    some = make(replace(style, prints=0.3, objects=(1, 1))).compose(1, range(60))
+    alone = make(replace(style, objects=(1, 1))).compose(1, range(60))
+    share = ((some.image - alone.image).abs().amax(dim=(1, 2, 3)) > 1e-3).float().mean()
+    assert 0.1 < share < 0.5
+
+
+def test_a_print_keeps_light_and_shade_and_may_be_a_label(tiny_atlas: Atlas) -> None:
+    """On a square, white above and grey below, the background's red appears all over, or on a part with straight edges."""
+    red = np.zeros((1, 3, 32, 32), dtype=np.uint8)
+    red[:, 0] = 100
+    composer = Composer(tiny_atlas, red, seed=0, image_size=16, mask_size=16)
+    square = torch.ones(2, 3, 32, 32)
+    square[:, :, 16:] = 0.5
+    drawn = {name: torch.full((2,), 0.5) for name in PRINT_DRAWS} | {"strength": torch.ones(2)}
+    drawn["label"] = torch.tensor([0.0, 1.0])
+    whole, label = composer._printed(square, torch.ones(2, 1, 32, 32), drawn)
+    assert whole[1:].max() < 1e-6
+    torch.testing.assert_close(whole[0, :16] / 2, whole[0, 16:])
+    on = label[1] < 0.25
+    side = round(0.375 * 32)  # the middle of 0.15 to 0.6
+    assert on.sum() == side**2 and on[16 - side // 2 : 16 + side // 2, 16 - side // 2 : 16 + side // 2].all()
+    assert torch.equal(label[:, ~on], square[1][:, ~on])
 
 
 def test_hardly_visible_objects_are_left_out(make: Make) -> None:

@@ -22,7 +22,7 @@ from sas.order import DEFAULT_MIN_OVERLAP
 from sas.scene import Scene, SceneBatch
 from sas.seeding import Keys
 
-# What a scene and an object of it draw, each one uniform number; a new name may be added at the end without moving the others.
+# What a scene, an object of it and a print on that object draw, each one uniform number; a new name may be added at the end without moving the others.
 SCENE_DRAWS = (
     "aspect",
     "background",
@@ -67,6 +67,21 @@ OBJECT_DRAWS = (
     "x",
     "y",
 )
+PRINT_DRAWS = (
+    "printed",
+    "background",
+    "zoom",
+    "crop_x",
+    "crop_y",
+    "turn",
+    "strength",
+    "label",
+    "label_x",
+    "label_y",
+    "label_width",
+    "label_height",
+    "label_turn",
+)
 Draws = dict[str, torch.Tensor]
 
 
@@ -79,6 +94,7 @@ class SceneStyle:
     spread: how far objects lie apart. min_visible: an object that shows less of itself is left out before pasting.
     letterbox: scenes with grey bars, as pictures that are not square have. lighting, colour, noise: strengths in [0, 1].
     appearance: share of objects, and of pictures, whose colours are changed beyond what light does (hue, saturation, contrast).
+    prints: share of objects that wear a print, a piece of a background lit as they are: half of these all over, half on a label.
     """
 
     objects: tuple[int, int] = (1, 4)
@@ -93,6 +109,7 @@ class SceneStyle:
     colour: float = 0.25
     noise: float = 0.02
     appearance: float = 0.0
+    prints: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,8 +382,36 @@ class Composer:
             drawn = keys.uniform("appearance", sprite.shape[1], 4).to(self.device).flatten(0, 1)[used]
             changed = (drawn[:, 0] < self.style.appearance).nonzero()[:, 0]
             colour[changed] = _recoloured(colour[changed], drawn[changed, 1:])
+        if self.style.prints:
+            drawn = keys.uniform("print", sprite.shape[1], len(PRINT_DRAWS)).to(self.device).flatten(0, 1)[used]
+            changed = (drawn[:, 0] < self.style.prints).nonzero()[:, 0]
+            colour[changed] = self._printed(colour[changed], alpha[changed], _named(drawn[changed], PRINT_DRAWS))
         colour *= alpha
         return taken
+
+    def _printed(self, colour: torch.Tensor, alpha: torch.Tensor, drawn: Draws) -> torch.Tensor:
+        """Sprites with a piece of a background printed on them, in their own light and shade.
+
+        colour: float (B, 3, P, P) in [0, 1]; alpha: float (B, 1, P, P). drawn: (B,) each. Returns (B, 3, P, P) in [0, 1].
+        """
+        side = colour.shape[-1]
+        row = (drawn["background"] * len(self.backgrounds)).long()
+        zoom = _between(drawn["zoom"], 0.15, 0.6)
+        centre = [(drawn[name] * 2 - 1) * (1 - zoom) for name in ("crop_x", "crop_y")]
+        grid = _affine_grid(_turned(drawn["turn"] * 2 * torch.pi, zoom, zoom, *centre), side)
+        pattern = functional.grid_sample(
+            self.backgrounds[row].float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        )
+        grey = colour.mean(dim=1, keepdim=True)
+        level = (grey * alpha).sum(dim=(2, 3), keepdim=True) / alpha.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+        shade = grey / level.clamp(min=0.1)
+        # A label is a rectangle, on the sprite or partly beyond it; in its own coordinates it reaches from -1 to 1.
+        width, height = (_between(drawn[name], 0.15, 0.6) for name in ("label_width", "label_height"))
+        x, y = ((drawn[name] - 0.5) / size for name, size in (("label_x", width), ("label_y", height)))
+        inside = _affine_grid(_turned(drawn["label_turn"] * 2 * torch.pi, 1 / width, 1 / height, x, y), side).abs()
+        label = (inside.amax(dim=-1) < 1) | (drawn["label"] < 0.5)[:, None, None]
+        share = label[:, None] * _between(drawn["strength"], 0.5, 1.0)[:, None, None, None]
+        return torch.lerp(colour, (pattern * shade).clamp(0, 1), share)
 
     def _frame(self, scene: Draws) -> torch.Tensor:
         """Part of the square that a picture of some other shape would fill: bool (B, 1, C, C)."""
@@ -452,6 +497,15 @@ def _affine_grid(
     line = (torch.arange(side, device=theta.device) * 2 + 1) / side - 1
     across, down, shift = theta[..., None, None].unbind(2)
     return (across * line[columns] + (down * line[rows, None] + shift)).permute(0, 2, 3, 1)
+
+
+def _turned(
+    angle: torch.Tensor, across: torch.Tensor, down: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+) -> torch.Tensor:
+    """Affine maps that turn, then scale and shift each axis: float (B,) each -> (B, 2, 3)."""
+    cos, sin = angle.cos(), angle.sin()
+    rows = [across * cos, -across * sin, x, down * sin, down * cos, y]
+    return rearrange(torch.stack(rows, dim=-1), "b (r k) -> b r k", r=2)
 
 
 def _blurred(image: torch.Tensor) -> torch.Tensor:
