@@ -333,6 +333,7 @@ def _composer(options: Compose) -> Composer:
             objects=options.objects,
             scale=options.scale,
             intra_class=options.intra_class,
+            prints=options.prints,
             classes=options.classes,
             views=4,
             background_count=max(8, min(options.count, 64)),

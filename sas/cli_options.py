@@ -161,6 +161,8 @@ class Compose:
     """Least and most of an object's longer side, as a share of the picture's."""
     intra_class: float = 0.3
     """Share of scenes whose objects are all of one class."""
+    prints: float = 0.0
+    """Share of objects that wear a print, a piece of a background, all over or on a label."""
     classes: int = 32
     """Rendered looks."""
     families: tuple[str, ...] = ()

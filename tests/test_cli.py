@@ -317,6 +317,14 @@ def test_compose_takes_only_the_part_asked_for(call: Call, tmp_path: Path) -> No
     assert status == 2 and "split has no effect without cutouts or backgrounds" in err
 
 
+def test_compose_with_prints_shows_the_same_objects_in_other_colours(call: Call) -> None:
+    for out, share in (("plain", 0), ("printed", 1)):
+        assert call("compose", "--out", out, *COMPOSE, "--prints", share)[0] == 0
+    for a, b in zip(open_scenes("plain"), open_scenes("printed"), strict=True):
+        np.testing.assert_array_equal(a.amodal_masks, b.amodal_masks)
+        assert (a.image != b.image).any()
+
+
 def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) -> None:
     assert call("compose", "--out", "folders", *COMPOSE, "--seed", 7, "--format", "sas")[0] == 0
     call("compose", "--out", "project", *COMPOSE, "--seed", 7)
@@ -337,6 +345,7 @@ def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) 
         (["--size", "8"], "image_size must be at least 16, got 8: pass 16 or more"),
         (["--objects", "3", "1"], "objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
         (["--intra-class", "2"], "intra_class must be at most 1, got 2.0: pass 1 or less"),
+        (["--prints", "-1"], "prints must be at least 0, got -1.0: pass 0 or more"),
         (["--format", "coco"], "--format"),
         (["--coutn", "3"], "--count"),
     ],
