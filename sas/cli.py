@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,14 +281,24 @@ def _compose(options: Compose) -> int:
     if options.format == "sas":
         count = write_sas_folders(options.out, scenes)
     else:
-        command = "sas compose " + " ".join(
-            f"--{n.replace('_', '-')} {v}" for n, v in vars(options).items() if n not in ("out", "debug")
-        )
         count = write_project(
-            options.out, scenes, min_overlap=options.min_overlap, generator=command, seed=options.seed
+            options.out, scenes, min_overlap=options.min_overlap, generator=compose_command(options), seed=options.seed
         )
     print(f"{count} scenes -> {options.out}")
     return 0
+
+
+def compose_command(options: Compose) -> str:
+    """What to type for the same scenes, but for --out."""
+    words = ["sas", "compose"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in ("out", "debug") or value == field.default:
+            continue
+        words.append(f"--{field.name.replace('_', '-')}")
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else (value,))
+    return shlex.join(words)
 
 
 def _composer(options: Compose) -> Composer:

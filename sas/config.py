@@ -1,7 +1,7 @@
 """Settings: the one source of truth for every knob of a training run.
 
 A configuration file holds only what differs from the defaults here. Unknown keys, wrong types and values out of range are errors,
-in files and on the command line alike, and so is a knob that has no effect beside the others.
+in files and on the command line alike, and so are most knobs that would have no effect beside the others.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class DataSettings(Settings):
     empty: float = Field(0.03, ge=0, le=1)
     """Share of composed scenes without objects."""
     twins: float = Field(0.1, ge=0, le=1)
-    """Share of composed scenes that repeat their neighbour without its occluders."""
+    """Share of pairs of neighbouring composed scenes of which the second repeats the first without its occluders."""
     appearance: float = Field(0.0, ge=0, le=1)
     """Share of objects and of pictures whose colours are changed beyond what light does."""
     prints: float = Field(0.0, ge=0, le=1)

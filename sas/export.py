@@ -47,8 +47,9 @@ class _Denoiser(nn.Module):
 def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[Path]:
     """Write `encoder.onnx`, `denoiser.onnx` and `settings.json` (sizes, schedule, codes) to a folder that appears when complete.
 
-    encoder: image float32 (batch, 3, H, W) in [-1, 1] -> feature_0, feature_1, ... denoiser: noisy (rows, 1, h, w), timestep int64
-    (rows,), cumulative (rows, 1, h, w) in {-1, 1}, feature_0, ... -> output (rows, C, h, w). Batch and rows are free.
+    encoder: image float32 (batch, 3, H, W) in [-1, 1], or in [0, 255] where the settings' `image_range` is "bytes" -> feature_0, feature_1, ...
+    denoiser: noisy (rows, 1, h, w), timestep int64 (rows,), cumulative (rows, 1, h, w) in {-1, 1}, feature_0, ... -> output (rows, C, h, w).
+    Batch and rows are free.
     The pipeline stays as it is. An earlier export is replaced. InputError: the folder holds other files, or the extra `onnx` is not installed.
     """
     names = {path.name for path in Path(out).iterdir()} if Path(out).is_dir() else set()

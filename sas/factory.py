@@ -335,7 +335,8 @@ def validation_batch(config: Config) -> SceneBatch:
 
 
 def build_validation(config: Config) -> SceneSource:
-    """Held-out scenes: other rendered looks and backgrounds; of folders of cutouts or scenes, other arrangements of the same."""
+    """Held-out scenes, their colours as they are: other rendered looks and backgrounds; with data.split by_name the cutouts of the validation
+    part; else, of folders of cutouts or scenes, other arrangements of the same."""
     data = config.data
     if data.scenes:
         if not data.validation:

@@ -157,7 +157,8 @@ def _judge(state: LoopState, row: int, found: AcceptedLayer, void: torch.Tensor,
         if rules.shared
         else rearrange(found.members, "e h w -> e 1 h w")
     )
-    if not bool((taken & ~before).any()):
+    covered = torch.stack([layer.mask for layer in layers]).any(dim=0) if layers else torch.zeros_like(found.mask)
+    if not bool((taken & ~before).any()) or not bool((found.mask & ~covered).any()):
         return replace(state, stop=_put(state.stop, row, "no_progress"))
     merges = rules.merge_disjoint and layers and not bool((layers[-1].mask & found.mask).any())
     if not merges and len(layers) == rules.max_layers:

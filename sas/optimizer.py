@@ -66,10 +66,11 @@ def orthogonalized(matrix: Tensor, *, rounds: int = 5) -> Tensor:
 def make_optimizer(
     model: nn.Module, kind: Literal["adamw", "muon"], *, learning_rate: float, weight_decay: float, encoder_rate: float
 ) -> torch.optim.Optimizer:
-    """Optimizer of a network's weights. Its groups have a "factor" of the learning rate; an image encoder with factor 0 is frozen."""
+    """Optimizer of a network's weights. Its groups have a "factor" of the learning rate; an image encoder with factor 0 is frozen,
+    the running statistics of its norms included."""
     encoder = getattr(model, "image_encoder", None)
     if encoder is not None and encoder_rate == 0:
-        encoder.requires_grad_(False)
+        encoder.requires_grad_(False).eval()
     own = {id(p) for p in encoder.parameters()} if encoder is not None and encoder_rate != 1 else set()
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for parameter in model.parameters():

@@ -222,7 +222,7 @@ class SASPipeline(DiffusionPipeline):
 
         image: a path, a PIL image, NumPy uint8 or float in [0, 1] (H, W, 3), or torch (3, H, W); or a list of these, of any sizes.
         ensemble_size: members. num_inference_steps: denoising steps a layer (1 in marginal mode).
-        seed: integer that names all noise, 0 if nothing is given; noise depends on (seed, pixels, layer, member) alone.
+        seed: integer that names all noise, 0 if nothing is given; noise depends on (seed, pixels, pass of the loop, member) alone.
         generator: one integer is drawn from it for each image and takes the seed's place.
         max_layers: layers at most. mode: "diffusion" draws samples; "marginal" takes one step from noise, which gives the mean.
         cumulative: members share the consensus as their cumulative mask, or each "member" keeps its own.

@@ -34,7 +34,7 @@ class Scene:
     visible_masks: bool (N, H, W) if the source gives them, else None: then they follow from the order.
     names: one a object. alternatives: further true amodal masks of the same visible picture, each bool (N, H, W).
     min_overlap: i occludes j only if they share more than this fraction of j's amodal area.
-    dropped: objects that were removed because no pixel of them is visible.
+    dropped: objects that were removed because no pixel of them is visible; of composed scenes also those that showed too little to be asked for.
     known: bool (H, W), True where the masks say the truth; None: everywhere. complete: False if the picture shows objects that are
     not listed, so that nobody may learn from it that nothing is left.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from PIL import Image
 
 import sas
 from sas.__main__ import OVERVIEW, main
-from sas.cli import COMMANDS, run
-from sas.cli_options import Train
+from sas.cli import COMMANDS, compose_command, run
+from sas.cli_options import Compose, Train, parse
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.data.split import cutout_part
 from sas.pipeline import SASPipeline
@@ -290,13 +291,22 @@ def test_compose_writes_a_project(call: Call, tmp_path: Path) -> None:
     scenes = open_scenes("scenes")
     assert isinstance(scenes, ProjectFolder) and len(scenes) == 2
     info = json.loads((tmp_path / "scenes" / "dataset.json").read_text())
-    assert info["seed"] == 7 and info["generator"].startswith("sas compose --count 2 --seed 7 --size 48 ")
+    assert (
+        info["seed"] == 7 and info["generator"] == "sas compose --count 2 --seed 7 --size 48 --objects 2 3 --classes 2"
+    )
     for scene in scenes:
         assert scene.image.shape == (48, 48, 3)
         assert 1 <= len(scene) <= 3 and scene.visible.any(axis=(1, 2)).all()
     call("compose", "--out", "again", *COMPOSE, "--seed", 7)
     again = open_scenes("again")
     assert all(np.array_equal(a.image, b.image) for a, b in zip(scenes, again, strict=True))
+
+
+def test_the_command_that_a_data_set_names_can_be_typed() -> None:
+    options = Compose(out="a", cutouts=("my cutouts", "more"), rendered=True, part="test", objects=(1, 6), seed=3)
+    words = shlex.split(compose_command(options))
+    assert words[:2] == ["sas", "compose"] and "--out" not in words
+    assert parse(Compose, [*words[2:], "--out", "a"], "sas compose") == options
 
 
 def test_compose_takes_only_the_part_asked_for(call: Call, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_batch_is_the_scenes_reduced_by_area(make: Make, min_overlap: float) -> 
     positions = range(16)
     batch, scenes = composer.batch(2, positions), composer.scenes(2, positions)
     assert batch.counts.tolist() == [len(scene) for scene in scenes] and batch.ids == tuple(s.id for s in scenes)
-    deepest = 0
+    deepest = barred = 0
     for b, scene in enumerate(scenes):
         n = len(scene)
         reduced = reduce_by_area(scene.amodal_masks, 4)
@@ -158,10 +158,13 @@ def test_batch_is_the_scenes_reduced_by_area(make: Make, min_overlap: float) -> 
         order = significant_order(scene.order_matrix, scene.amodal_masks, min_overlap=min_overlap)
         assert (batch.order_matrix[b, :n, :n].numpy() == order).all()
         assert batch.layer_index[b].tolist() == layers_from_order(order).layer_index.tolist() + [-1] * (6 - n)
+        known = np.ones_like(scene.image[..., 0], dtype=bool) if scene.known is None else scene.known
+        assert (reduce_by_area(known, 4) == batch.known[b, 0].numpy()).all()
+        barred += scene.known is not None
         image = functional.avg_pool2d(torch.from_numpy(scene.image).permute(2, 0, 1)[None].float(), 2)[0]
         assert (batch.image[b] - (image / 127.5 - 1)).abs().max() < 0.01
         deepest = max(deepest, int(batch.layer_counts[b]))
-    assert deepest >= 3, "the scenes must have some depth"
+    assert deepest >= 3 and 0 < barred < 16, "the scenes must have some depth, and some of them bars"
 
 
 def test_letterbox_bars_are_grey_unknown_and_free_of_objects(make: Make) -> None:

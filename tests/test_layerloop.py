@@ -183,6 +183,14 @@ def test_a_layer_found_again_is_no_progress() -> None:
     assert end.votes == (0,)
 
 
+def test_a_pixel_more_in_one_member_is_no_progress_of_the_consensus() -> None:
+    """Members that keep masks of their own: the second layer's consensus is the first again, though one member went beyond it."""
+    mask, more = block(0, 0, 3, 3), block(0, 0, 3, 5)
+    passes = script(torch.stack([mask, mask, mask]), torch.stack([mask, mask, more]))
+    end = run_loop(start(members=3), passes, LoopRules(shared=False))
+    assert torch.equal(masks_of(end, 0), mask[None]) and end.stop == ("no_progress",) and end.passes == (2,)
+
+
 @pytest.mark.parametrize(("depth", "stop"), [(2, "empty"), (3, "max_layers"), (5, "max_layers")])
 def test_max_layers_ends_only_what_goes_on(depth: int, stop: str) -> None:
     truth = torch.stack([block(k, 0, k + 2, SIZE) for k in range(depth)])

@@ -109,3 +109,4 @@ def test_matrices_without_gradient_stay() -> None:
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"body.weight"}
     assert not any(p.requires_grad for p in network.image_encoder.parameters())
+    assert not network.image_encoder.training and network.body.training, "statistics of norms are frozen too"

@@ -22,7 +22,8 @@ from sas.order import DEFAULT_MIN_OVERLAP
 from sas.scene import Scene, SceneBatch
 from sas.seeding import Keys
 
-# What a scene, an object of it and a print on that object draw, each one uniform number; a new name may be added at the end without moving the others.
+# What a scene, an object of it and a print on that object draw, each one uniform number. A new name at the end of the scene's leaves the others
+# as they are; one of an object's would move those of all objects but the first, so it needs a stream of its own, as the prints have.
 SCENE_DRAWS = (
     "aspect",
     "background",
@@ -87,10 +88,11 @@ Draws = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class SceneStyle:
-    """What scenes look like; fractions are of the canvas's side, probabilities are shares of scenes.
+    """What scenes look like; fractions are of the canvas's side, probabilities are shares of scenes where nothing else is said.
 
-    objects: fewest and most objects. intra_class: all objects of one group. empty: no object at all. twins: a scene repeated
-    without its occluders, so that the model learns not to complete what ends there. scale: longer side of an object.
+    objects: fewest and most objects. intra_class: all objects of one group. empty: no object at all. twins: share of
+    pairs of neighbours (positions 0 and 1, 2 and 3, ...) of which the second repeats the first without its occluders, so that the model
+    learns not to complete what ends there. scale: longer side of an object.
     spread: how far objects lie apart. min_visible: an object that shows less of itself is left out before pasting.
     letterbox: scenes with grey bars, as pictures that are not square have. lighting, colour, noise: strengths in [0, 1].
     appearance: share of objects, and of pictures, whose colours are changed beyond what light does (hue, saturation, contrast).
@@ -201,12 +203,13 @@ class Composer:
         )
 
     def scenes(self, step: int, positions: Sequence[int]) -> list[Scene]:
-        """The same scenes as full-size ground truth, for writing to disk or looking at."""
+        """The same scenes as full-size ground truth, for writing to disk or looking at. What grey bars hide is not known."""
         made = self.compose(step, positions)
         images = rearrange((made.image * 255).round().byte(), "b c h w -> b h w c").cpu().numpy()
         result = []
         for b, position in enumerate(positions):
             count = int(made.counts[b])
+            frame = made.frame[b, 0].cpu().numpy()
             result.append(
                 Scene(
                     image=images[b],
@@ -217,6 +220,7 @@ class Composer:
                     min_overlap=self.min_overlap,
                     source="sas composer",
                     dropped=int(made.dropped[b]),
+                    known=None if frame.all() else frame,
                 )
             )
         return result
@@ -234,10 +238,11 @@ class Composer:
         keys, style = Keys(self.seed, step, tuple(positions)), self.style
         b, n, c = len(positions), style.objects[1], self.canvas
 
-        # 1. A twin takes all its numbers from its left neighbour, so that both show the same objects.
+        # 1. A twin takes its numbers, but for film and grain, from its left neighbour, so that both show the same objects.
         own = keys.uniform("twin")
         twin = torch.tensor(
-            [bool(u < style.twins) and p % 2 == 1 for u, p in zip(own.tolist(), positions, strict=True)]
+            [bool(u < style.twins) and p % 2 == 1 for u, p in zip(own.tolist(), positions, strict=True)],
+            dtype=torch.bool,
         )
         source = keys.at([p - 1 if t else p for p, t in zip(positions, twin.tolist(), strict=True)])
         per_scene = _named(source.uniform("scene", len(SCENE_DRAWS)).to(self.device), SCENE_DRAWS)
