@@ -346,6 +346,8 @@ def _composer(options: Compose) -> Composer:
             scale=options.scale,
             intra_class=options.intra_class,
             prints=options.prints,
+            warps=options.warps,
+            shades=options.shades,
             classes=options.classes,
             views=4,
             background_count=max(8, min(options.count, 64)),

@@ -163,6 +163,10 @@ class Compose:
     """Share of scenes whose objects are all of one class."""
     prints: float = 0.0
     """Share of objects that wear a print, a piece of a background, all over or on a label."""
+    warps: float = 0.0
+    """Share of objects that are stretched, bent and tapered."""
+    shades: float = 0.0
+    """Share of pictures with a patch of shadow or light that is no object."""
     classes: int = 32
     """Rendered looks."""
     families: tuple[str, ...] = ()

@@ -93,6 +93,10 @@ class DataSettings(Settings):
     """Share of objects and of pictures whose colours are changed beyond what light does."""
     prints: float = Field(0.0, ge=0, le=1)
     """Share of composed objects that wear a print, a piece of a background, all over or on a label."""
+    warps: float = Field(0.0, ge=0, le=1)
+    """Share of composed objects that are stretched, bent and tapered."""
+    shades: float = Field(0.0, ge=0, le=1)
+    """Share of composed pictures with a patch of shadow or light that is no object."""
     letterbox: float = Field(0.15, ge=0, le=1)
     """Share of composed scenes with grey bars, as pictures that are not square have."""
     min_overlap: float = Field(0.01, ge=0, lt=1)

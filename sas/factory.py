@@ -155,6 +155,8 @@ def scene_style(data: DataSettings) -> SceneStyle:
         letterbox=data.letterbox,
         appearance=data.appearance,
         prints=data.prints,
+        warps=data.warps,
+        shades=data.shades,
     )
 
 
@@ -354,6 +356,8 @@ def build_validation(config: Config) -> SceneSource:
             "background_count": max(8, data.background_count // 4),
             "appearance": 0.0,
             "prints": 0.0,
+            "warps": 0.0,
+            "shades": 0.0,
         }
     )
     seed = VALIDATION_SEED + config.training.seed

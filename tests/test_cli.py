@@ -327,12 +327,21 @@ def test_compose_takes_only_the_part_asked_for(call: Call, tmp_path: Path) -> No
     assert status == 2 and "split has no effect without cutouts or backgrounds" in err
 
 
-def test_compose_with_prints_shows_the_same_objects_in_other_colours(call: Call) -> None:
-    for out, share in (("plain", 0), ("printed", 1)):
-        assert call("compose", "--out", out, *COMPOSE, "--prints", share)[0] == 0
-    for a, b in zip(open_scenes("plain"), open_scenes("printed"), strict=True):
-        np.testing.assert_array_equal(a.amodal_masks, b.amodal_masks)
-        assert (a.image != b.image).any()
+def test_compose_with_prints_or_shades_shows_the_same_objects_in_other_colours(call: Call) -> None:
+    for option in ("prints", "shades"):
+        for share in (0, 1):
+            assert call("compose", "--out", f"{option}{share}", *COMPOSE, f"--{option}", share)[0] == 0
+        for a, b in zip(open_scenes(f"{option}0"), open_scenes(f"{option}1"), strict=True):
+            np.testing.assert_array_equal(a.amodal_masks, b.amodal_masks)
+            assert (a.image != b.image).any()
+
+
+def test_compose_with_warps_shows_the_same_objects_in_other_shapes(call: Call) -> None:
+    for share in (0, 1):
+        assert call("compose", "--out", f"warps{share}", *COMPOSE, "--warps", share)[0] == 0
+    for a, b in zip(open_scenes("warps0"), open_scenes("warps1"), strict=True):
+        assert set(a.names) & set(b.names)
+        assert a.amodal_masks.shape != b.amodal_masks.shape or (a.amodal_masks != b.amodal_masks).any()
 
 
 def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) -> None:
@@ -356,6 +365,8 @@ def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) 
         (["--objects", "3", "1"], "objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
         (["--intra-class", "2"], "intra_class must be at most 1, got 2.0: pass 1 or less"),
         (["--prints", "-1"], "prints must be at least 0, got -1.0: pass 0 or more"),
+        (["--warps", "1.5"], "warps must be at most 1, got 1.5: pass 1 or less"),
+        (["--shades", "-1"], "shades must be at least 0, got -1.0: pass 0 or more"),
         (["--format", "coco"], "--format"),
         (["--coutn", "3"], "--count"),
     ],

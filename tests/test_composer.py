@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from sas.data.atlas import Atlas
-from sas.data.composer import PRINT_DRAWS, Composer, SceneStyle, layers_front_to_back
+from sas.data.composer import PRINT_DRAWS, WARP_DRAWS, Composer, SceneStyle, Warp, layers_front_to_back
 from sas.geometry import PADDING_VALUE
 from sas.masks import reduce_by_area, union
 from sas.order import layers_from_order, significant_order
@@ -219,7 +219,8 @@ def test_ranges(make: Make) -> None:
 @pytest.mark.parametrize(
     "style",
     [
-        SceneStyle(objects=(0, 4), letterbox=0.5, twins=0.5, appearance=0.5, prints=0.5),
+        SceneStyle(objects=(0, 4), letterbox=0.5, twins=0.5, appearance=0.5, prints=0.5, warps=0.5, shades=0.5),
+        replace(CROWDED, warps=1.0, min_visible=0.3),
         replace(PLAIN, objects=(1, 6), scale=(0.1, 0.9), spread=(0.9, 3.0)),  # some lie partly or wholly outside
     ],
 )
@@ -266,6 +267,61 @@ def test_a_print_keeps_light_and_shade_and_may_be_a_label(tiny_atlas: Atlas) -> 
     side = round(0.375 * 32)  # the middle of 0.15 to 0.6
     assert on.sum() == side**2 and on[16 - side // 2 : 16 + side // 2, 16 - side // 2 : 16 + side // 2].all()
     assert torch.equal(label[:, ~on], square[1][:, ~on])
+
+
+def test_warps_give_objects_other_shapes_and_leave_the_rest(make: Make) -> None:
+    style = replace(PLAIN, objects=(1, 1), noise=0.0, spread=(0.0, 0.1))  # nothing is cut off by the picture's edge
+    plain, some, warped = (make(replace(style, warps=share)).compose(1, range(60)) for share in (0.0, 0.5, 1.0))
+    same = (plain.masks == some.masks).flatten(1).all(dim=1)
+    assert 0.3 < same.float().mean() < 0.7, "half of the objects are warped"
+    torch.testing.assert_close(some.image[same], plain.image[same], rtol=0, atol=1e-6)
+    assert torch.equal(plain.sprite, warped.sprite)
+    far = functional.max_pool2d((plain.masks | warped.masks).float(), 15, stride=1, padding=7)[:, 0] == 0
+    torch.testing.assert_close(plain.image.amax(1)[far], warped.image.amax(1)[far], rtol=0.1, atol=0.02)
+    areas = (warped.masks.sum(dim=(1, 2, 3)) / plain.masks.sum(dim=(1, 2, 3))).float()
+    assert areas.median() < 1 and areas.max() < 1.6, "the longer side stays about as it was"
+
+
+def warp_of(**drawn: float) -> Warp:
+    return Warp.drawn({name: torch.tensor([drawn.get(name, 0.5)]) for name in WARP_DRAWS}, 1.0)
+
+
+def test_a_warp_draws_from_where_its_formula_says() -> None:
+    line = torch.linspace(-1, 1, 5)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)[None]
+    slot = torch.tensor([0])
+    torch.testing.assert_close(warp_of().apply(grid, slot), grid)
+    assert torch.equal(Warp.drawn({name: torch.tensor([0.9]) for name in WARP_DRAWS}, 0.5).apply(grid, slot), grid)
+    # Where a point of the sprite is drawn to, and back.
+    for across in (0.1, 0.9):
+        warp = warp_of(across=across, stretch=0.2, bend=1.0, taper=0.0)
+        stretch = 2.5**-0.6
+        x, y = grid.flip(-1).unbind(-1) if across < 0.5 else grid.unbind(-1)
+        to = torch.stack([x * stretch / (1 - 0.4 * y) + 0.35 * (y * y - 1 / 3), y], dim=-1)
+        to = to.flip(-1) if across < 0.5 else to
+        torch.testing.assert_close(warp.apply(to, slot), grid, rtol=0, atol=1e-6)
+        assert (to.abs().amax(dim=(0, 1, 2)) <= warp.reach()[0] + 1e-6).all()
+    wide = warp_of(across=0.9, stretch=1.0)
+    torch.testing.assert_close(wide.apply(grid, slot), grid * torch.tensor([1.0, 2.5]))
+    torch.testing.assert_close(wide.reach(), torch.tensor([[1.0, 0.4]]))
+
+
+def test_shades_darken_part_of_a_picture_and_are_no_objects(make: Make) -> None:
+    style = replace(PLAIN, noise=0.0, lighting=0.0, objects=(1, 3))
+    plain, shaded = (make(replace(style, shades=share)).compose(1, range(60)) for share in (0.0, 1.0))
+    for name in ("masks", "counts", "order", "sprite"):
+        assert torch.equal(getattr(plain, name), getattr(shaded, name)), name
+    ratio = (shaded.image.clamp(min=1e-3) / plain.image.clamp(min=1e-3)).mean(dim=1)
+    assert ratio.max() < 1 + 1e-3 and 0.35 < ratio.min() < 0.7
+    spared = ((ratio - 1).abs() < 0.02).flatten(1).float().mean(dim=1)
+    assert ((spared > 0.1) & (spared < 0.9)).float().mean() > 0.3, "a patch, and not the picture"
+    inner = -functional.max_pool2d(-plain.masks.any(dim=1).float(), 5, stride=1, padding=2) > 0
+    dark = (ratio - 1).abs() > 0.1
+    on_objects = torch.stack([(dark & inner)[i].any() for i in range(60)])
+    anywhere = dark.flatten(1).any(dim=1)
+    assert (on_objects & anywhere).sum() > 8 and (anywhere & ~on_objects).sum() > 15, "half lie behind the objects"
+    some = make(replace(style, shades=0.3)).compose(1, range(60))
+    assert 0.1 < ((some.image - plain.image).abs().amax(dim=(1, 2, 3)) > 1e-3).float().mean() < 0.5
 
 
 def test_hardly_visible_objects_are_left_out(make: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from PIL import Image
 from tiny import tiny_config
 
 from sas.config import ConfigError
+from sas.data.composer import Composer
 from sas.data.solids import FAMILIES
 from sas.data.split import TEST_FAMILIES, cutout_key, cutout_part, part_of, split_hash
 from sas.evaluation import load_dataset
-from sas.factory import build_atlas, build_composer, check_data, data_split
+from sas.factory import build_atlas, build_composer, build_validation, check_data, data_split, scene_style
 from sas.io import InputError
 from sas.pipeline import SASPipeline
 from sas.training import Trainer
@@ -134,6 +136,16 @@ def test_rendered_beside_folders_is_drawn_equally_often(cutouts: Path) -> None:
     assert sum(rendered) == 4 and len(rendered) == 12
     own = [float(atlas.shares[group]) for group in range(len(atlas.shares))]
     assert sum(own) == pytest.approx(1) and sum(own[-2:]) == pytest.approx(0.5)
+
+
+def test_augmentation_is_for_training_alone() -> None:
+    changes = {"appearance": 0.4, "prints": 0.3, "warps": 0.2, "shades": 0.1}
+    config = tiny_config(**{f"data_{name}": share for name, share in changes.items()})
+    training = scene_style(config.data)
+    assert {name: getattr(training, name) for name in changes} == changes
+    validation = build_validation(config)
+    assert isinstance(validation, Composer)
+    assert validation.style == replace(training, **dict.fromkeys(changes, 0.0))
 
 
 def test_families_for_testing_stay_out_of_training(cutouts: Path) -> None:

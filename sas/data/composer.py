@@ -23,7 +23,7 @@ from sas.scene import Scene, SceneBatch
 from sas.seeding import Keys
 
 # What a scene, an object of it and a print on that object draw, each one uniform number. A new name at the end of the scene's leaves the others
-# as they are; one of an object's would move those of all objects but the first, so it needs a stream of its own, as the prints have.
+# as they are; one of an object's would move those of all objects but the first, so it needs a stream of its own, as prints and warps have.
 SCENE_DRAWS = (
     "aspect",
     "background",
@@ -83,6 +83,8 @@ PRINT_DRAWS = (
     "label_height",
     "label_turn",
 )
+WARP_DRAWS = ("warped", "across", "stretch", "bend", "taper")
+SHADE_DRAWS = ("shaded", "round", "behind", "outside", "x", "y", "width", "height", "turn", "soft", "depth")
 Draws = dict[str, torch.Tensor]
 
 
@@ -97,6 +99,9 @@ class SceneStyle:
     letterbox: scenes with grey bars, as pictures that are not square have. lighting, colour, noise: strengths in [0, 1].
     appearance: share of objects, and of pictures, whose colours are changed beyond what light does (hue, saturation, contrast).
     prints: share of objects that wear a print, a piece of a background lit as they are: half of these all over, half on a label.
+    warps: share of objects that are stretched, bent and tapered, so that few cutouts have many shapes.
+    shades: share of pictures with a patch that is darker or lighter, an ellipse or a band, on all that is there or on the background alone;
+    it is no object.
     """
 
     objects: tuple[int, int] = (1, 4)
@@ -112,6 +117,8 @@ class SceneStyle:
     noise: float = 0.02
     appearance: float = 0.0
     prints: float = 0.0
+    warps: float = 0.0
+    shades: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +144,45 @@ class Window(NamedTuple):
     slot: int
     rows: slice
     columns: slice
+
+
+class Warp(NamedTuple):
+    """Stretches, bends and tapers sprites along one of their axes. Each is float (B * N,), for every slot; `across` is bool.
+
+    In the sprite's coordinates, from -1 to 1, the axis y is kept and what lies at x is drawn at x * stretch / (1 + taper * y) + bend * (y^2 - 1/3);
+    with `across` x and y change places. What is stretched to more than 1 is drawn smaller, so that the longer side stays as it was.
+    """
+
+    across: torch.Tensor
+    stretch: torch.Tensor
+    bend: torch.Tensor
+    taper: torch.Tensor
+
+    @classmethod
+    def drawn(cls, drawn: Draws, share: float) -> Warp:
+        """From uniform numbers; a `share` of the slots is warped: stretch 0.4 to 2.5, bend up to 0.35, taper up to 0.4 either way."""
+        some = (drawn["warped"] < share).float()
+        return cls(
+            across=drawn["across"] < 0.5,
+            stretch=torch.exp((drawn["stretch"] * 2 - 1) * some * float(np.log(2.5))),
+            bend=(drawn["bend"] * 2 - 1) * some * 0.35,
+            taper=(drawn["taper"] * 2 - 1) * some * 0.4,
+        )
+
+    def reach(self) -> torch.Tensor:
+        """How far a sprite reaches at most across and down, 1 without a warp: float (B * N, 2)."""
+        smaller = 1 / self.stretch.clamp(min=1)
+        x = (self.stretch / (1 - self.taper.abs()) + self.bend.abs() * 2 / 3) * smaller
+        pair = torch.stack([x, smaller], dim=-1)
+        return torch.where(self.across[:, None], pair.flip(1), pair)
+
+    def apply(self, grid: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Where in the sprites of these slots, int64 (U,), the points are drawn from: float (U, H, W, 2) -> the same."""
+        across, stretch, bend, taper = (values[slots][:, None, None] for values in self)
+        x, y = (grid * stretch.clamp(min=1)[..., None]).unbind(dim=-1)
+        x, y = torch.where(across, y, x), torch.where(across, x, y)
+        x = (x - bend * (y * y - 1 / 3)) * (1 + taper * y) / stretch
+        return torch.stack([torch.where(across, y, x), torch.where(across, x, y)], dim=-1)
 
 
 class Composer:
@@ -252,12 +298,14 @@ class Composer:
         # 2. Which objects, and where; each is drawn in its window.
         sprite, present = self._choose(per_scene, per_object)
         inverse = self._place(per_scene, per_object, present)
-        used, windows = self._windows(inverse, present)
+        warp = self._warp(source)
+        used, windows = self._windows(inverse, present, warp)
         premultiplied = self._sprites(sprite, per_object, source, used)
         masks = torch.zeros(b, n, c, c, dtype=torch.bool, device=self.device)
         drawn = []
         for which, scenes, slot, rows, columns in windows:
             grid = _affine_grid(inverse[used[which]], c, rows, columns)
+            grid = grid if warp is None else warp.apply(grid, used[which])
             drawn.append(functional.grid_sample(premultiplied[which], grid, mode="bilinear", align_corners=False))
             masks[scenes, slot, rows, columns] = drawn[-1][:, 3] > 0.5
         frame = self._frame(per_scene)
@@ -280,7 +328,9 @@ class Composer:
             image[scenes, :, rows, columns] += colour * light[scenes, :, rows, columns]
             light[scenes, :, rows, columns] *= 1 - alpha
             light[scenes] *= 1 - down[scenes] @ soft @ across[scenes]
-        image = self._camera(torch.addcmul(image, self._background(per_scene), light), per_scene, keys)
+        everywhere, behind = self._shades(keys)
+        image = torch.addcmul(image, self._background(per_scene) * behind, light) * everywhere
+        image = self._camera(image, per_scene, keys)
         image = torch.where(frame, image, PADDING_VALUE / 255)
 
         # 5. Objects that are there first, padding last.
@@ -342,7 +392,16 @@ class Composer:
         rows = [a, b_, right, d, e, down]
         return rearrange(torch.stack(rows, dim=-1), "b n (r k) -> (b n) r k", r=2, k=3)
 
-    def _windows(self, inverse: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, list[Window]]:
+    def _warp(self, keys: Keys) -> Warp | None:
+        """How each slot's sprite is warped; None if the style warps nothing."""
+        if not self.style.warps:
+            return None
+        drawn = keys.uniform("warp", self.style.objects[1], len(WARP_DRAWS)).to(self.device).flatten(0, 1)
+        return Warp.drawn(_named(drawn, WARP_DRAWS), self.style.warps)
+
+    def _windows(
+        self, inverse: torch.Tensor, present: torch.Tensor, warp: Warp | None
+    ) -> tuple[torch.Tensor, list[Window]]:
         """Slots that are drawn, int64 (U,), among the B * N, and where: the windows run through the scenes' slots from front to back.
 
         A CPU draws objects one by one, each in the window of the canvas that it touches. A GPU draws those of a slot in all scenes at once.
@@ -356,7 +415,8 @@ class Composer:
         turn, shift = inverse[used, :, :2], inverse[used, :, 2:]
         back = torch.linalg.inv(turn)
         # Bilinear sampling reaches half a pixel beyond the sprite's edge.
-        reach = back.abs().sum(dim=2) * (1 + 1 / self.sprites.shape[-1])
+        reach = back.abs() if warp is None else back.abs() * warp.reach()[used, None]
+        reach = reach.sum(dim=2) * (1 + 1 / self.sprites.shape[-1])
         centre = -(back @ shift)[..., 0]
         first = ((centre - reach + 1) / 2 * self.canvas).floor().long().clamp(0, self.canvas)
         last = ((centre + reach + 1) / 2 * self.canvas).ceil().long().clamp(0, self.canvas)
@@ -457,6 +517,34 @@ class Composer:
         return functional.grid_sample(
             self.backgrounds[row].float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
+
+    def _shades(self, keys: Keys) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """What a patch of shadow or light leaves of all that is there, and of the background alone: float (B, 1, C, C) in (0, 1], or 1.
+
+        A patch is an ellipse, or a band that crosses the picture, and its edge is sharp or soft. The picture is darker inside of it or outside.
+        """
+        if not self.style.shades:
+            return 1.0, 1.0
+        drawn = _named(keys.uniform("shade", len(SHADE_DRAWS)).to(self.device), SHADE_DRAWS)
+        width, height = (_between(drawn[name], 0.2, 1.1) for name in ("width", "height"))
+        theta = _turned(
+            (drawn["turn"] - 0.5) * torch.pi,
+            1 / width,
+            1 / height,
+            *((1 - 2 * drawn[name]) / size for name, size in (("x", width), ("y", height))),
+        )
+        across, down = _affine_grid(theta, self.canvas).unbind(dim=-1)
+        apart = torch.where((drawn["round"] < 0.5)[:, None, None], (across**2 + down**2).sqrt(), across.abs()) - 1
+        inside = torch.sigmoid(
+            -apart
+            * torch.minimum(width, height)[:, None, None]
+            / _between(drawn["soft"] ** 2, 0.005, 0.15)[:, None, None]
+        )
+        dark = torch.where((drawn["outside"] < 0.5)[:, None, None], 1 - inside, inside)
+        depth = _between(drawn["depth"], 0.1, 0.6) * (drawn["shaded"] < self.style.shades)
+        left = (1 - depth[:, None, None] * dark)[:, None]
+        behind = (drawn["behind"] < 0.5)[:, None, None, None]
+        return torch.where(behind, 1.0, left), torch.where(behind, left, 1.0)
 
     def _shift(self, by: torch.Tensor) -> torch.Tensor:
         """Bilinear interpolation of lines of the coarse grid of shadows at the canvas's pixels and `by` beyond them, as matrices.
