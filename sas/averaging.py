@@ -63,7 +63,7 @@ def average_weights(weights: Sequence[str | Path | None]) -> SASPipeline:
             total += state[key].double()
     mean = {key: (total / len(weights)).to(own[key].dtype) for key, total in sums.items()}
     first.model.load_state_dict({**own, **mean})
-    first._weights_sha256 = ""
+    first._weights_sha256 = None
     first.register_to_config(model_id="")
     return first
 

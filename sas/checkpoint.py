@@ -138,13 +138,16 @@ def set_aside_checkpoints(root: Path) -> list[Path]:
 
     For a restart from scratch: otherwise the loader would prefer the old run's later steps. Nothing is deleted.
     """
-    moved = []
+    return [set_aside(folder) for _, folder in _list_checkpoints(Path(root))]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to ``<name>.abandoned-<id>`` and return the new path."""
+    moved = _sibling(path, "abandoned")
     try:
-        for _, folder in _list_checkpoints(Path(root)):
-            moved.append(_sibling(folder, "abandoned"))
-            os.rename(folder, moved[-1])
+        os.rename(path, moved)
     except OSError as error:
-        raise CheckpointError(f"cannot set the checkpoints in {root} aside: {error}. Make it writable") from error
+        raise CheckpointError(f"cannot set {path} aside: {error}. Make {path.parent} writable") from error
     return moved
 
 

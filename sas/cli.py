@@ -131,6 +131,8 @@ def _sample(options: Sample) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}; pass a positive number")
+    if not options.out:
+        raise UsageError("--out must name a folder, got nothing; pass --out results")
     with quick_imports():
         from sas.io import InputError
         from sas.pictures import find_images
@@ -152,7 +154,7 @@ def _sample(options: Sample) -> int:
         if outcome.result is None:
             _tell(f"{outcome.file}: {outcome.error}", error=True)
             return
-        count, instances = len(outcome.result), len(outcome.result.instances)
+        count, instances = len(outcome.result), outcome.result.count  # not `instances`, which keeps full-size masks
         _tell(f"{outcome.file}: {count} layer{'' if count == 1 else 's'}, {instances} instances -> {outcome.folder}")
 
     outcomes = sample_files(
@@ -393,8 +395,12 @@ def _average(options: Average) -> int:
                 f"--calibrate {options.calibrate} must be of the sizes and the data split of the weights, which must have a stop output; "
                 f"got {theirs} for {own}, stop output {pipe.config.stop_head}; name their training's configuration, or leave it out"
             )
-        scale, shift = calibrate_stop(pipe, validation_batch(settings))
-        pipe.register_to_config(stop_scale=scale, stop_shift=shift)
+        calibration = calibrate_stop(pipe, validation_batch(settings))
+        if calibration is None:
+            raise UsageError(
+                f"--calibrate {options.calibrate} must name validation scenes that list all their objects, got none; leave it out"
+            )
+        pipe.register_to_config(stop_scale=calibration[0], stop_shift=calibration[1])
     shrink_weights(pipe.model, options.saved_weights)
     pipe.save_pretrained(options.out)
     _tell(f"average of {len(options.weights)} weights -> {options.out}")

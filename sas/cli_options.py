@@ -85,7 +85,7 @@ class Train:
     init_from: str | None = None
     """Weights to start from: a pipeline folder, training folder or hub id."""
     restart: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Set old checkpoints aside and begin anew."""
+    """Set the old run's checkpoints, log, samples and pipeline aside and begin anew."""
     max_minutes: float | None = None
     """Stop after this time with a checkpoint and a saved pipeline."""
     cpu: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

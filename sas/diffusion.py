@@ -125,10 +125,10 @@ class DiffusionObjective:
         encoded = model.encode(image)
         if self.rollout:
             if averaged is None:
-                items = self._with_own_cumulative(model, encoded, image, items, keys)
+                items = self._with_own_cumulative(model, encoded, image, batch.frame, items, keys)
                 torch.clear_autocast_cache()  # it may hold weights in half precision that know of no gradient
             else:
-                items = self._with_own_cumulative(averaged, None, image, items, keys)
+                items = self._with_own_cumulative(averaged, None, image, batch.frame, items, keys)
         features = select_rows(encoded, items.picture)
         x_0, noise, timestep = self._draw(items, keys)
         x_t = self.add_noise(x_0, noise, timestep)
@@ -144,9 +144,9 @@ class DiffusionObjective:
         if self.stop_weight:
             empty = (~items.target.flatten(1).any(dim=1)).float()
             logit = reduce(output[:, 1], "m h w -> m", "mean")
-            parts["stop"] = self.stop_weight * functional.binary_cross_entropy_with_logits(
-                logit, empty, reduction="none"
-            )
+            stop = self.stop_weight * functional.binary_cross_entropy_with_logits(logit, empty, reduction="none")
+            # A picture that is not complete has no last layer: its others alone would teach never to stop.
+            parts["stop"] = stop if items.complete is None else stop * items.complete
         if self.energy_weight:
             parts["energy"] = self.energy_weight * self._energy_score(model, features, items, keys)
         if items.taught is not None:
@@ -163,7 +163,13 @@ class DiffusionObjective:
 
     @torch.no_grad()
     def _with_own_cumulative(
-        self, model: MaskDenoiser, encoded: Features | None, image: torch.Tensor, items: Items, keys: Keys
+        self,
+        model: MaskDenoiser,
+        encoded: Features | None,
+        image: torch.Tensor,
+        frame: torch.Tensor,
+        items: Items,
+        keys: Keys,
     ) -> Items:
         """The items of some pictures with the cumulative mask that the network, drawing layer after layer by itself, would stand at."""
         chosen = keys.uniform("rollout") < self.rollout
@@ -186,7 +192,7 @@ class DiffusionObjective:
             rows = drawing[at].to(found.device)
             some = select_rows(features, at.to(found.device))
             drawn = self._one_step(model, some, found[rows], noise[drawing[at]].to(found.device)) > 0.5
-            found = found.index_copy(0, rows, found[rows] | drawn)
+            found = found.index_copy(0, rows, found[rows] | drawn & frame[rows])
             stands.append(found)
         own = torch.stack(stands)[items.layer.clamp(max=len(stands) - 1), items.picture]
         mixed = torch.where(chosen.to(own.device)[items.picture][:, None, None, None], own, items.cumulative)
@@ -337,22 +343,41 @@ class Sampler:
         generators: list[torch.Generator],
         *,
         picture: torch.Tensor,
+        frame: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Soft masks float (M, 1, h, w) in [0, 1]; with `stop` (M, 2, h, w), the second channel the probability that nothing is left.
 
         cumulative: bool (M, 1, h, w). generators: M CPU generators, the only source of noise. picture: int64 (M,), the row of
-        `features` that belongs to each mask.
+        `features` that belongs to each mask. frame: bool (B, 1, h, w), one a row of `features`, the cells that show the picture and
+        not grey bars, on which no mask is taught; masks are 0 beyond it. None: all cells.
         """
         chunks = []
         for start in range(0, len(generators), self.rows):
             part = slice(start, start + self.rows)
             chunks.append(
-                self._reverse(model, select_rows(features, picture[part]), cumulative[part], generators[part])
+                self._reverse(
+                    model,
+                    select_rows(features, picture[part]),
+                    cumulative[part],
+                    generators[part],
+                    None if frame is None else frame[picture[part]],
+                )
             )
-        return torch.cat(chunks)
+        soft = torch.cat(chunks)
+        if not bool(torch.isfinite(soft).all()):
+            raise RuntimeError(
+                f"the masks drawn must be finite, got NaN or infinite values from a network in {next(iter(_leaves(features))).dtype}: "
+                "use float32 or bfloat16, and look at the weights"
+            )
+        return soft
 
     def _reverse(
-        self, model: MaskDenoiser, features: Features, cumulative: torch.Tensor, generators: list[torch.Generator]
+        self,
+        model: MaskDenoiser,
+        features: Features,
+        cumulative: torch.Tensor,
+        generators: list[torch.Generator],
+        frame: torch.Tensor | None,
     ) -> torch.Tensor:
         scheduler = scheduler_for(self.scheduler, self.codec)
         set_steps(scheduler, self.steps, cumulative.device)
@@ -369,17 +394,20 @@ class Sampler:
             if index == len(scheduler.timesteps) - 1:
                 # The smallest variance: DDPM in few steps would leave noise in its result. A model's own tensor stays as it is.
                 output = torch.cat([output[:, :1], torch.full_like(output[:, 1:], -1)], dim=1)
-            x_t = scheduler.step(self._for_scheduler(output, scheduler), t, x_t, **self._noise(scheduler, generators))[
-                0
-            ]
+            estimate = self._for_scheduler(output, scheduler, frame)
+            x_t = scheduler.step(estimate, t, x_t, **self._noise(scheduler, generators))[0]
             if self.on_step is not None:
                 x_t = self.on_step(index, t, x_t)
         soft = self.codec.decode(x_t)
+        soft = soft if frame is None else soft * frame
         return soft if self.stop is None else torch.cat([soft, nothing], dim=1)
 
-    def _for_scheduler(self, output: torch.Tensor, scheduler: Any) -> torch.Tensor:
+    def _for_scheduler(self, output: torch.Tensor, scheduler: Any, frame: torch.Tensor | None) -> torch.Tensor:
         """The network's output as the scheduler wants it: logits decoded, the variance channel only for DDPM."""
-        mask = self.codec.encode(output[:, :1].sigmoid()) if self.logits else output[:, :1]
+        mask = output[:, :1]
+        if self.logits:
+            soft = mask.sigmoid()
+            mask = self.codec.encode(soft if frame is None else soft * frame)
         return torch.cat([mask, output[:, 1:2]], dim=1) if takes_variance(scheduler) else mask
 
     @staticmethod

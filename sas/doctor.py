@@ -32,6 +32,7 @@ MINIMA = {
     "accelerate": (1, 0),
     "numpy": (1, 26),
     "pillow": (11, 0),
+    "kornia": (0, 9),
     "pydantic": (2, 9),
 }
 PYTHON = (3, 11)
@@ -174,7 +175,7 @@ def _sampling(pipe: SASPipeline) -> Check:
     started = time.perf_counter()
     try:
         result = pipe(np.full((PICTURE, PICTURE, 3), 128, dtype=np.uint8))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         return _failed("sampling", error, cure="install sas-amodal again")
     seconds = time.perf_counter() - started
     words = f"a grey picture of {PICTURE}x{PICTURE} took {seconds:.1f} s and has {len(result)} layers"

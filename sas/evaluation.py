@@ -383,8 +383,12 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
     known = np.ones(shape[1:], dtype=bool) if scene.known is None else scene.known
     instances = (np.stack(found) if found else np.zeros(shape, dtype=bool)) & known
     predicted = result.masks_full() & known
+    ordered = scene.order_matrix is not None
+    # Who occludes whom, and so the layers, follows from the whole masks; only then are they cut.
+    true = scene.layer_masks & known if ordered else np.zeros(shape, dtype=bool)
+    occlusion = scene.occlusion if ordered else None
     if scene.known is not None:
-        visible = None if scene.order_matrix is None else scene.visible & known
+        visible = scene.visible & known if ordered else None
         scene = replace(scene, amodal_masks=scene.amodal_masks & known, visible_masks=visible)
     row: dict[str, Any] = {
         "foreground_iou": metrics.foreground_iou(predicted, scene.amodal_masks),
@@ -392,9 +396,8 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
             scene.amodal_masks.any(axis=(1, 2)), metrics.instance_ious(instances, scene.amodal_masks), np.nan
         ),
     }
-    if scene.order_matrix is None:
+    if occlusion is None:
         return row
-    true = scene.layer_masks
     if scene.complete:
         row["objects"] = len(scene)
         row["false_layers"] = metrics.false_layers(predicted, true)
@@ -413,7 +416,7 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
             instances, scene.amodal_masks, scene.visible, occluded_above=OCCLUDED_ABOVE
         ),
         "invisible_counts": metrics.invisible_counts(instances, scene.amodal_masks, scene.visible),
-        "pairs": metrics.pair_order_accuracy(instances, depth, scene.amodal_masks, scene.occlusion),
+        "pairs": metrics.pair_order_accuracy(instances, depth, scene.amodal_masks, occlusion),
     }
 
 

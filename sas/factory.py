@@ -15,6 +15,7 @@ from sas.data.atlas import Atlas, cutout_files
 from sas.data.augment import Augmentation
 from sas.data.backgrounds import load_backgrounds, render_backgrounds
 from sas.data.composer import Composer, SceneStyle
+from sas.data.formats.mask_folder import MaskFolders
 from sas.data.formats.registry import FORMATS, open_format
 from sas.data.shards import Shards
 from sas.data.solids import FAMILIES
@@ -277,11 +278,15 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
 
 
 def _check_order(scenes: Sequence[Scene], data: DataSettings) -> None:
-    """InputError before anything is built if the first scene has no layers to train on."""
+    """InputError before anything is built if the first scene, or one that a look at the files can tell, has no layers to train on."""
     if scenes[0].order_matrix is None:
         raise InputError(
             f"data.scenes {data.scenes} must say who is in front, got scenes without order (format {data.format}); name the fields of visible "
             "masks or ranks in data.fields, add an order to the files, or use this set for evaluation alone"
+        )
+    if isinstance(scenes, MaskFolders) and (folder := scenes.without_order()):
+        raise InputError(
+            f"data.scenes {data.scenes} must say who is in front in each folder, got none in {folder}; {scenes.order_cure}"
         )
 
 

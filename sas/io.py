@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,15 +192,16 @@ def check_replaceable(folder: Path, *, mark: str, kind: str, name: str) -> None:
     """InputError, which calls the folder `name`, if it has files in it but not `mark`, by which a folder of this kind is known."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists():
         raise InputError(
-            f"{name} {folder} holds files that are no {kind}, and saving would replace it as a whole; choose a new or empty folder"
+            f"{name} {folder} holds files that are no {kind}, which saving would touch; choose a new or empty folder"
         )
 
 
 @contextmanager
-def atomic_folder(target: str | Path) -> Iterator[Path]:
+def atomic_folder(target: str | Path, *, own: str | None = None) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name when the block ends well.
 
-    A folder that stands there already is replaced as a whole; on any exception `target` stays as it was and the
+    A folder that stands there already is replaced as a whole, or, with `own`, but for what is not its own: files and folders directly in it
+    whose names the regular expression `own` does not match stay there. On any exception `target` stays as it was and the
     temporary folder is removed. A symbolic link is followed. InputError if `target` is a file, and
     "cannot write TARGET: reason; cure" where the system refuses to write, with the OSError as its cause.
     """
@@ -227,6 +229,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
                 raise _cannot_write(target, error) from error
             raise
         try:
+            if own is not None and place.is_dir():
+                _carry_over(place, temporary, own)
             for folder, _, files in os.walk(temporary):
                 for file in (*files, "."):
                     _sync(Path(folder, file))
@@ -236,6 +240,17 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         _sync(place.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # there only if it did not take its name
+
+
+def _carry_over(old: Path, new: Path, own: str) -> None:
+    """Copy what stands in folder `old` under other names than `own` to the folder `new`."""
+    for path in old.iterdir():
+        if re.fullmatch(own, path.name) or os.path.lexists(new / path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
 def _swap(new: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import os
 import stat
 import threading
@@ -80,6 +81,7 @@ def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, 
     lie in [0, 1] or in [0, 255]; one that exceeds 1 nowhere is read as [0, 1].
     NumPy: uint8, uint16 or float in [0, 1], of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
     torch: uint8 or float in [0, 1], channels first as usual there: (1, H, W), (3, H, W) or (4, H, W).
+    At most `PIL.Image.MAX_IMAGE_PIXELS` pixels, however they come.
 
     Everything else is an InputError that begins with `name` and ends with the cure.
     """
@@ -87,15 +89,27 @@ def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, 
         path = Path(source)
         return _rgb(_open_picture(path, f"{name} {path}"), f"{name} {path}")
     if isinstance(source, Image.Image):
+        _check_pixels(source.size[::-1], name)
         return _rgb(_upright(source, name), name)
     if isinstance(source, torch.Tensor):
+        _check_pixels(source.shape[-2:], name)
         return _from_tensor(source, name)
     if isinstance(source, np.ndarray):
+        _check_pixels(source.shape[:2], name)
         return _from_array(source, name)
     raise InputError(
         f"{name} must be a path, PIL image, NumPy array or torch tensor, got {type(source).__name__}; "
         "convert it to one of these"
     )
+
+
+def _check_pixels(size: Sequence[int], name: str) -> None:
+    """InputError where a picture in memory is larger than a file may be: its result could be written, but not read."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and math.prod(size) > limit:
+        raise InputError(
+            f"{name} must have at most {limit} pixels, got {'x'.join(map(str, size))}; scale the picture down first"
+        )
 
 
 def _open_picture(path: Path, name: str) -> Image.Image:

@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from einops import rearrange
 from PIL import Image
+from torch.nn import functional
 
 from sas.diffusion import MaskCodec, Sampler, in_range, scheduler_for
 from sas.geometry import Geometry
@@ -23,6 +24,7 @@ from sas.manifest import write_manifest
 from sas.models.seam import Features
 from sas.pictures import read_image, sha256_pixels
 from sas.pretrained import (
+    OWN_FILES,
     check_folder_to_save,
     check_tensors,
     file_hash,
@@ -32,7 +34,7 @@ from sas.pretrained import (
     verify_weights,
 )
 from sas.provenance import EnsembleSettings, ModelInfo, Stop
-from sas.refine import refine as refine_masks
+from sas.refine import LARGEST, refine_soft
 from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
 from sas.schedulers import check_scheduler
@@ -111,7 +113,7 @@ class SASPipeline(DiffusionPipeline):
             data_split=data_split,
             model_id=model_id,
         )
-        self._weights_sha256 = ""
+        self._weights_sha256: tuple[str, list[tuple[int, int]]] | None = None
 
     # ------------------------------------------------------------------ loading and saving
 
@@ -152,13 +154,14 @@ class SASPipeline(DiffusionPipeline):
             )
         if "model" not in kwargs:
             check_tensors(folder, pipe.model)
-            pipe._weights_sha256 = file_hash(folder)
+            pipe._weights_sha256 = (file_hash(folder), _versions(pipe.model))
         if not pipe.config.model_id:
             pipe.register_to_config(model_id=folder.name)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the pipeline folder (safetensors, configuration, defaults, MANIFEST.json); it appears when it is complete."""
+        """Write the pipeline folder (safetensors, configuration, defaults, MANIFEST.json); it appears when it is complete. An earlier pipeline there
+        is replaced, and other files beside it stay, such as a model card."""
         if kwargs.pop("safe_serialization", True) is not True:
             raise InputError("safe_serialization must be True, got False; pipelines are saved as safetensors only")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
@@ -168,7 +171,7 @@ class SASPipeline(DiffusionPipeline):
         if upload and not push:
             raise InputError(f"{', '.join(upload)} have no effect without push_to_hub=True; pass it, or leave them out")
         check_folder_to_save(Path(save_directory), name="save_directory")
-        with atomic_folder(Path(save_directory)) as folder:
+        with atomic_folder(Path(save_directory), own=OWN_FILES) as folder:
             super().save_pretrained(str(folder), safe_serialization=True, **kwargs)
             mode = (folder / "model_index.json").stat().st_mode
             for file in folder.rglob("*.safetensors"):
@@ -193,8 +196,11 @@ class SASPipeline(DiffusionPipeline):
 
     @property
     def model_info(self) -> ModelInfo:
-        """Name of the weights, and their SHA-256: of the file if they were loaded from a folder, else of the tensors in memory."""
-        return ModelInfo(id=self.config.model_id, sha256=self._weights_sha256 or state_hash(self.model))
+        """Name of the weights, and their SHA-256: of the file if they were loaded from a folder and not changed since, else of the tensors in
+        memory."""
+        known = self._weights_sha256
+        same = known is not None and known[1] == _versions(self.model)
+        return ModelInfo(id=self.config.model_id, sha256=known[0] if known and same else state_hash(self.model))
 
     # ------------------------------------------------------------------ sampling
 
@@ -226,8 +232,9 @@ class SASPipeline(DiffusionPipeline):
         generator: one integer is drawn from it for each image and takes the seed's place.
         max_layers: layers at most. mode: "diffusion" draws samples; "marginal" takes one step from noise, which gives the mean.
         cumulative: members share the consensus as their cumulative mask, or each "member" keeps its own.
-        batch_size: most masks (images x members) in one call of the network; memory grows with it, results do not change.
-        initial_layers: bool (K, H, W) masks of layers already known, nearest first (for one image); sampling goes on behind them.
+        batch_size: most masks (images x members) in one call of the network; memory grows with it, results change by rounding only.
+        initial_layers: bool (K, H, W) masks of layers already known, nearest first (for one image); sampling goes on behind them. What is drawn
+        next and lies apart from the last of them joins it. The result has them on the mask grid, and refined masks exactly as given.
         refine: masks at the picture's size follow its edges where they are seen (see `sas.refine`).
         output_type: "result" gives a LayeredResult; "np", "pt", "pil" give its layer masks (K, H, W) as bool arrays, bool tensors
         or lists of 8-bit pictures. return_dict=False: a tuple around it.
@@ -255,6 +262,8 @@ class SASPipeline(DiffusionPipeline):
             shared=self.config.shared_cumulative if cumulative is None else cumulative == "shared",
         )
 
+        if not isinstance(refine, bool | None):
+            raise ValueError(f"refine must be True, False or None, got {refine!r}: pass one of them")
         sharpen = self.config.refine if refine is None else refine
         if sharpen:
             require_refine()  # before the work, not after it
@@ -269,7 +278,9 @@ class SASPipeline(DiffusionPipeline):
                 found = self._take_apart(
                     images[part], sources[part], named, rules, batch_size, initial_layers, callback_on_step_end
                 )
-                results += [_refined(r, i) for r, i in zip(found, images[part], strict=True)] if sharpen else found
+                if sharpen:
+                    found = [_refined(r, i, initial_layers) for r, i in zip(found, images[part], strict=True)]
+                results += found
                 bar.update(len(images[part]))
 
         # 3. In the form that was asked for.
@@ -295,6 +306,8 @@ class SASPipeline(DiffusionPipeline):
         ]
         pixels = torch.stack([g.to_model(i) for g, i in zip(geometries, images, strict=True)])
         features = self.model.encode(in_range(pixels, config.image_range).to(self._execution_device, self.dtype))
+        shown = torch.from_numpy(np.stack([g.known() for g in geometries]))[:, None]
+        frame = None if bool(shown.all()) else shown.to(self._execution_device)
         hashes = [sha256_pixels(i) for i in images]
         state = LoopState.start(
             count=len(images),
@@ -303,7 +316,7 @@ class SASPipeline(DiffusionPipeline):
             device=self._execution_device,
         )
         if initial_layers is not None:
-            state = _start_behind(state, initial_layers, geometries, rules)
+            state = _start_behind(state, initial_layers, geometries[0], rules)
 
         def draw(state: LoopState, rows: list[int]) -> torch.Tensor:
             members = state.cumulative.shape[1]
@@ -316,7 +329,7 @@ class SASPipeline(DiffusionPipeline):
                 [state.image[row] for row in rows for _ in range(members)], device=state.cumulative.device
             )
             cumulative = rearrange(state.cumulative[rows], "b e 1 h w -> (b e) 1 h w")
-            soft = self._draw(features, cumulative, generators, picture, settings[0].steps, batch_size, callback)
+            soft = self._draw(features, cumulative, generators, picture, frame, settings[0].steps, batch_size, callback)
             return rearrange(soft, "(b e) c h w -> b e c h w", e=members)
 
         state = run_loop(state, draw, rules)
@@ -340,6 +353,7 @@ class SASPipeline(DiffusionPipeline):
         cumulative: torch.Tensor,
         generators: list[torch.Generator],
         picture: torch.Tensor,
+        frame: torch.Tensor | None,
         steps: int,
         batch_size: int,
         callback: Callable[..., dict[str, Any]] | None,
@@ -356,9 +370,9 @@ class SASPipeline(DiffusionPipeline):
             try:
                 # A retry must draw the same noise, so each attempt starts from copies of the generators.
                 fresh = [g.clone_state() for g in generators]
-                return sampler(self.model, features, cumulative, fresh, picture=picture)
-            except torch.OutOfMemoryError:
-                if rows == 1:
+                return sampler(self.model, features, cumulative, fresh, picture=picture, frame=frame)
+            except (RuntimeError, MemoryError) as error:
+                if rows == 1 or not out_of_memory(error):
                     raise
                 rows = rows // 2
                 logger.warning(
@@ -511,12 +525,28 @@ class SASPipeline(DiffusionPipeline):
             )
 
 
-def _start_behind(state: LoopState, layers: np.ndarray, geometries: list[Geometry], rules: LoopRules) -> LoopState:
+def _start_behind(state: LoopState, layers: np.ndarray, geometry: Geometry, rules: LoopRules) -> LoopState:
     """A state that already holds some layers of its one image, certain and in all members."""
     if not isinstance(layers, np.ndarray) or layers.ndim != 3 or layers.dtype != np.bool_:
         got = f"{layers.dtype} {layers.shape}" if isinstance(layers, np.ndarray) else type(layers).__name__
         raise ValueError(f"initial_layers must be a bool array (K, H, W), got {got}: threshold or stack the masks")
-    masks = torch.from_numpy(geometries[0].masks_to_model(layers)).to(state.cumulative.device)
+    if layers.shape[1:] != (geometry.height, geometry.width):
+        raise ValueError(
+            f"initial_layers must have the image's height and width {(geometry.height, geometry.width)}, got {layers.shape[1:]}: "
+            "draw them on the image itself"
+        )
+    if len(layers) > rules.max_layers:
+        raise ValueError(
+            f"initial_layers must hold at most max_layers = {rules.max_layers} masks, got {len(layers)}: pass a larger max_layers"
+        )
+    on_grid = geometry.masks_to_model(layers)
+    for k, mask in enumerate(on_grid):
+        if not mask.any():
+            raise ValueError(
+                f"initial_layers[{k}] must cover most of at least one cell of the {geometry.mask_size} x {geometry.mask_size} mask grid, "
+                f"got {int(layers[k].sum())} pixels: draw it larger, or leave it out"
+            )
+    masks = torch.from_numpy(on_grid).to(state.cumulative.device)
     members = state.cumulative.shape[1]
     accepted = tuple(
         AcceptedLayer(
@@ -538,15 +568,47 @@ def _start_behind(state: LoopState, layers: np.ndarray, geometries: list[Geometr
     )
 
 
-def _refined(result: LayeredResult, image: np.ndarray) -> LayeredResult:
-    """The result with its consensus masks refined on the image, in the input frame.
+def _refined(result: LayeredResult, image: np.ndarray, given: np.ndarray | None) -> LayeredResult:
+    """The result with its consensus masks refined on the image, in the input frame; layers that were given stay as they were.
 
-    The masks and not the probability: what the rules of the layer loop decided (void members, merged layers) stays decided.
+    The masks and not the probability: what the rules of the layer loop decided (void members, merged layers) stays decided. Large pictures
+    are refined at a smaller size and brought to their own one layer at a time.
     """
     geometry = result.geometry
-    maps = geometry.to_input(result.masks.astype(np.float32))
-    cell = max(geometry.height, geometry.width) / geometry.mask_size
-    return replace(result, refined=tuple(rle_encode(mask) for mask in refine_masks(maps, image, cell=cell)))
+    scale = min(1.0, LARGEST / max(geometry.height, geometry.width))
+    small = replace(
+        geometry, height=max(1, round(geometry.height * scale)), width=max(1, round(geometry.width * scale))
+    )
+    if scale < 1:
+        image = np.asarray(Image.fromarray(image).resize((small.width, small.height), Image.Resampling.BOX))
+    maps = small.to_input(result.masks.astype(np.float32))
+    soft = refine_soft(maps, image, cell=max(small.height, small.width) / geometry.mask_size)
+    masks = []
+    for k, layer in enumerate(soft):
+        if scale < 1:
+            row = torch.from_numpy(layer)[None, None]
+            layer = functional.interpolate(row, size=(geometry.height, geometry.width), mode="bilinear")[0, 0].numpy()
+        mask = layer > 0.5
+        if given is not None and k < len(given):
+            joined = result.masks[k] & ~geometry.masks_to_model(given[k : k + 1])[0]
+            near = geometry.to_input(joined[None].astype(np.float32))[0] > 0
+            mask = given[k] | (mask & near)
+        masks.append(rle_encode(mask))
+    return replace(result, refined=tuple(masks))
+
+
+def _versions(model: torch.nn.Module) -> list[tuple[int, int]]:
+    """What changes when a tensor of the network is replaced or written to, but not when it is moved or its precision changes."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or a CPU, whose allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    )
 
 
 def _as_type(result: LayeredResult, output_type: str) -> Any:

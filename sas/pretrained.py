@@ -90,6 +90,10 @@ def state_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+OWN_FILES = r"model_index\.json|MANIFEST\.json|model|scheduler"
+"""What a pipeline folder holds of its own."""
+
+
 def check_folder_to_save(folder: Path, *, name: str) -> None:
     """InputError, which calls the folder `name`, if it has files in it and is no pipeline."""
     check_replaceable(folder, mark="model_index.json", kind="pipeline", name=name)

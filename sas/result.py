@@ -35,6 +35,7 @@ from sas.result_files import ARRAYS_FILE, RESULT_FILE, SCHEMA_VERSION, fault, ge
 MAX_UNCERTAINTY = 0.25  # largest variance of a yes/no vote: half of the members against the other half
 PREVIEW_SIZE = 1024
 OVERVIEW_FILE, UNCERTAINTY_FILE = "overview.png", "uncertainty.png"
+_OWN_FILES = r"result\.json|arrays\.npz|overview\.png|uncertainty\.png|(layer|probability|uncertainty)_\d+\.png"
 _DTYPES = {
     "preview": np.uint8,
     "members": np.bool_,
@@ -171,6 +172,10 @@ class LayeredResult:
         return len(self.masks)
 
     def __getitem__(self, index: int) -> Layer:
+        if not isinstance(index, int | np.integer):
+            raise TypeError(
+                f"a layer's index must be an integer, got {type(index).__name__}: use list(result) to slice"
+            )
         if not -len(self) <= index < len(self):
             raise IndexError(f"layer {index} does not exist: the result has {len(self)} layers, counted from 0")
         return Layer(self, index % len(self))
@@ -252,6 +257,11 @@ class LayeredResult:
         """
         return [self._describe(number) for number in range(len(self._catalog.instances))]
 
+    @property
+    def count(self) -> int:
+        """Number of instances, without their masks."""
+        return len(self._catalog.instances)
+
     @cached_property
     def order(self) -> dict[str, Any]:
         """{"edges": [{"front": id, "behind": id, "confidence": in [0, 1]}], "cycles": []}: who hides whom.
@@ -310,7 +320,8 @@ class LayeredResult:
         }
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the folder whole or not at all; returns its path. InputError if a folder that holds something else is in the way.
+        """Write the folder whole or not at all; returns its path. An earlier result there is replaced, other files beside it stay. InputError if
+        a folder that holds something else is in the way.
 
         result.json; layer_XX.png (0 or 255), probability_XX.png = round(255 p), uncertainty_XX.png = round(255 u /
         0.25), one of each a layer, and uncertainty.png, their largest value, all in the input frame; overview.png;
@@ -325,7 +336,7 @@ class LayeredResult:
             "min_instance_area": float(self.min_instance_area),
             "refined": self.refined,
         }
-        with atomic_folder(Path(directory)) as folder:
+        with atomic_folder(Path(directory), own=_OWN_FILES) as folder:
             for layer, names in zip(self, document["layers"], strict=True):
                 write_mask(folder / names["mask"], layer.mask)
                 write_unit_map(folder / names["probability"], layer.probability)

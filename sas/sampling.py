@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sas.io import InputError
 from sas.pictures import read_image
-from sas.pipeline import SASPipeline
+from sas.pipeline import SASPipeline, out_of_memory
 from sas.result import LayeredResult
 
 MANY_PIXELS = 100_000_000
@@ -34,16 +34,17 @@ class Outcome:
 
 
 def result_folders(files: Sequence[Path], out: Path) -> list[Path]:
-    """`out/<stem>` for each file; a second file with the same stem gets `<stem>-2`, and so on."""
+    """`out/<stem>` for each file; a second file with the same stem gets `<stem>-2`, and so on. Stems that differ in case, or in how an accented
+    letter is written, are the same: they are one folder on some systems."""
     taken: set[str] = set()
     folders = []
     for file in files:
         stem = file.stem or "image"
         name, number = stem, 1
-        while name in taken:
+        while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
             number += 1
             name = f"{stem}-{number}"
-        taken.add(name)
+        taken.add(key)
         folders.append(out / name)
     return folders
 
@@ -103,7 +104,9 @@ def _finish(pipe: SASPipeline, part: list[Read], batch_size: int, options: dict[
         result = replace(found, file=file.name)
         try:
             result.save(folder)
-        except (InputError, OSError, MemoryError) as error:
+        except (InputError, OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
             yield Outcome(file, error=_reason(error, file), cause=error)
             continue
         yield Outcome(file, folder=folder, result=result)
@@ -117,19 +120,23 @@ def _results(
         return []
     try:
         return list(pipe(images, batch_size=batch_size, **options))
-    except (torch.OutOfMemoryError, MemoryError):
-        results: list[LayeredResult | BaseException] = []
-        for image in images:
-            try:
-                results.append(pipe(image, batch_size=1, **options))
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                results.append(error)
-        return results
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    results: list[LayeredResult | BaseException] = []
+    for image in images:
+        try:
+            results.append(pipe(image, batch_size=1, **options))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            results.append(error)
+    return results
 
 
 def _reason(error: BaseException, file: Path) -> str:
     """One line "reason; cure" without the file's name, which the caller prints."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if out_of_memory(error):
         return "not enough memory; pass a smaller --batch-size, fewer --members, or --device cpu"
     words = " ".join(str(error).split()) or type(error).__name__
     words = words.removeprefix(f"image {file} ")

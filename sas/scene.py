@@ -222,6 +222,11 @@ class SceneBatch:
             return self.layer_counts + 1
         return (self.layer_counts + self.complete.long()).clamp(min=1)
 
+    @property
+    def frame(self) -> torch.Tensor:
+        """Where masks can be, bool (B, 1, h, w): all but the grey bars, whose truth nobody knows even in a scene that lists all its objects."""
+        return self.known if self.complete is None else self.known | ~self.complete[:, None, None, None]
+
     def layers(self) -> torch.Tensor:
         """Layer masks, padded with empty layers: bool (B, K, h, w), K = the most layers of any scene."""
         count = int(self.layer_counts.max()) if len(self) else 0

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside_checkpoints
+from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside, set_aside_checkpoints
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.data.source import read_ahead
 from sas.distributed import LaunchError, agree, make_accelerator, share, sum_over_processes
@@ -75,7 +75,8 @@ class Trainer:
     """One training run in one folder.
 
     config: the run. out: its folder; if it holds a checkpoint of the same configuration, training goes on from there.
-    init_from: weights (pipeline folder or hub id) to start from. restart: set old checkpoints aside and begin at step 0.
+    init_from: weights (pipeline folder or hub id) to start from; a run that goes on does not read them again. restart: begin at step 0, and
+    set the old run's checkpoints, log, samples and pipeline aside as soon as the new network is built; nothing is deleted.
     max_minutes: stop after this long, with a checkpoint and a saved pipeline. cpu: do not use an accelerator.
     """
 
@@ -106,7 +107,9 @@ class Trainer:
         self.averaged: nn.Module | None = None
         self._window: dict[str, float] = {}
         self._restart = restart
+        self._fresh = True  # the weights are not those of a checkpoint
         self._init_from = init_from
+        self._calibration = (1.0, 0.0)  # of the stop head, until a validation finds one
         self._stop_signal: int | None = None
         self._told_to_leave = False
 
@@ -122,17 +125,18 @@ class Trainer:
                 f"out {self.out} cannot be made ({error.strerror}); choose a folder that can be written"
             ) from error
         with lock_run(self.out) if self.main else nullcontext(), self._signals():
-            if self._restart and self.main:
-                set_aside_checkpoints(self.checkpoints)
-            self.accelerator.wait_for_everyone()
-            checkpoint = latest_checkpoint(self.checkpoints)
+            checkpoint = None if self._restart else latest_checkpoint(self.checkpoints)
             if not agree(self.accelerator, checkpoint.step if checkpoint else -1):
                 raise LaunchError(
                     f"out {self.out} must be one folder for all processes, got folders with different checkpoints: choose one that all machines share"
                 )
             if checkpoint:
                 self._check_same_run(checkpoint)
+            self._fresh = checkpoint is None
             self._build()
+            if self._restart and self.main:
+                self._set_aside()
+            self.accelerator.wait_for_everyone()
             if checkpoint:
                 self._restore(checkpoint)
                 logger.info("resuming at step %d from %s", self.step, checkpoint.path)
@@ -264,11 +268,18 @@ class Trainer:
     def checkpoints(self) -> Path:
         return self.out / "checkpoints"
 
+    def _set_aside(self) -> None:
+        """Out of the way with what an earlier run left here."""
+        set_aside_checkpoints(self.checkpoints)
+        for name in ("metrics.jsonl", "samples", "pipeline"):
+            if (self.out / name).exists():
+                set_aside(self.out / name)
+
     def _build(self) -> None:
         config, device = self.config, self.accelerator.device
-        self.model = build_model(config, pretrained=self._init_from is None)
-        if self._init_from is not None:
-            _copy_weights(
+        self.model = build_model(config, pretrained=self._fresh and self._init_from is None)
+        if self._fresh and self._init_from is not None:
+            self._calibration = _copy_weights(
                 self.model, self._init_from, split=data_split(config.data), pretrained=config.model.pretrained
             )
         if config.model.gradient_checkpointing:
@@ -331,6 +342,7 @@ class Trainer:
                     "best": self.best if math.isfinite(self.best) else None,
                     "window": self._window,
                     "scaler": scaler.state_dict() if scaler else None,
+                    "calibration": list(self._calibration),
                     "tracking": tracking.state if tracking else {},
                     "versions": {"torch": torch.__version__, "numpy": np.__version__},
                 },
@@ -354,6 +366,7 @@ class Trainer:
             logger.info("validation is measured otherwise than before: the best score so far is forgotten")
             self.best = -math.inf
         self._window = dict(state["window"])
+        self._calibration = tuple(state.get("calibration", (1.0, 0.0)))  # runs of before have none
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         # A run that was begun before a field was there had its default.
@@ -396,6 +409,8 @@ class Trainer:
             self.ema.copy_to(model.parameters())
         model.eval()
         pipe = build_pipeline(self.config, model, model_id=self.out.name)
+        if pipe.config.stop_head:
+            pipe.register_to_config(stop_scale=self._calibration[0], stop_shift=self._calibration[1])
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -407,8 +422,8 @@ class Trainer:
                 self._validation_batch = validation_batch(self.config)
             pipe = self._pipeline()
             if pipe.config.stop_head:
-                scale, shift = calibrate_stop(pipe, self._validation_batch)
-                pipe.register_to_config(stop_scale=scale, stop_shift=shift)
+                self._calibration = calibrate_stop(pipe, self._validation_batch) or self._calibration
+                pipe.register_to_config(stop_scale=self._calibration[0], stop_shift=self._calibration[1])
             scores = validate(
                 pipe,
                 self._validation_batch,
@@ -440,7 +455,8 @@ class Trainer:
     def _empty_window(self) -> dict[str, float]:
         """Means since the last line of the log."""
         count = self._window.pop("steps")
-        values = {name: total / count for name, total in self._window.items()}
+        with_norm = max(1.0, count - self._window.get("skipped", 0.0))
+        values = {name: total / (with_norm if name == "grad_norm" else count) for name, total in self._window.items()}
         self._window = {}
         return values
 
@@ -541,8 +557,9 @@ def _compiled(model: Any) -> Any:
     return torch.compile(model)
 
 
-def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrained: bool) -> None:
-    """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs.
+def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrained: bool) -> tuple[float, float]:
+    """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs. Returns the calibration
+    (scale, shift) of its stop head.
 
     What leads to the denoiser may be new: a `Fusion` that the saved network has not, or of other levels or widths, which adds nothing
     before it is trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if `pretrained`), of
@@ -573,6 +590,7 @@ def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrain
         logger.info(
             "init_from %s lacks parts of this network, which begin anew: %s (%d tensors)", weights, parts, len(new)
         )
+    return pipe.config.stop_scale, pipe.config.stop_shift
 
 
 def _beginning(saved: Any, model: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from sas.diffusion import Sampler, in_range
 from sas.ensemble import consensus
-from sas.items import layer_items
+from sas.items import Items, layer_items
 from sas.layerloop import LoopRules, LoopState, judged_void, nothing_left, run_loop
 from sas.metrics import false_layers, layer_ious
 from sas.pipeline import SASPipeline
@@ -77,14 +77,12 @@ def validate(
     layers = batch.layers().cpu().numpy()
     counts = batch.layer_counts.tolist()
     complete = np.ones(len(batch), dtype=bool) if batch.complete is None else batch.complete.cpu().numpy()
-    judged = batch.known[:, 0].cpu().numpy() | complete[:, None, None]
+    judged = batch.known[:, 0].cpu().numpy()
     layers &= judged[:, None]
     own = [layer_ious(found & judged[b], layers[b, : counts[b]]) for b, found in enumerate(predictions)]
 
     items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
-    masks, void, stop = _with_true_masks(
-        pipe, sampler, features, items.cumulative, items.picture, items.layer, rules, members, seed
-    )
+    masks, void, stop = _with_true_masks(pipe, sampler, features, batch, items, rules, members, seed)
     picture, layer = items.picture.tolist(), items.layer.tolist()
     true = [np.zeros(count) for count in counts]
     stops = np.ones(len(batch), dtype=bool)
@@ -92,7 +90,7 @@ def validate(
         if k < counts[b]:
             true[b][k] = layer_ious(masks[m : m + 1] & judged[b], layers[b, k : k + 1])[0]
         stops[b] &= bool(void[m]) == (k == counts[b])
-    extra = [false_layers(p, layers[b, : counts[b]]) for b, p in enumerate(predictions) if complete[b]]
+    extra = [false_layers(p & judged[b], layers[b, : counts[b]]) for b, p in enumerate(predictions) if complete[b]]
     return Validation(
         own=_by_layer(own),
         true=_by_layer(true),
@@ -107,12 +105,14 @@ def validate(
 
 
 @torch.no_grad()
-def calibrate_stop(pipe: SASPipeline, batch: SceneBatch, *, seed: int = 0, rows: int = 64) -> tuple[float, float]:
+def calibrate_stop(
+    pipe: SASPipeline, batch: SceneBatch, *, seed: int = 0, rows: int = 64
+) -> tuple[float, float] | None:
     """Scale and shift that make the stop head's probability a calibrated one (Platt 1999): logistic regression of "nothing is
-    left" on its logit, one draw an item, true cumulative masks. Without a scene that is complete there is nothing to go by: (1, 0).
+    left" on its logit, one draw an item, true cumulative masks. Without a scene that is complete there is nothing to go by: None.
     """
     if batch.complete is not None and not batch.complete.any():
-        return 1.0, 0.0
+        return None
     batch = batch.to(pipe.device)
     items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
     features = pipe.model.encode(in_range(batch.image, pipe.config.image_range).to(pipe.dtype))
@@ -138,6 +138,8 @@ def _own(
 ) -> list[np.ndarray]:
     """Layers found with the model's own cumulative masks: bool (K, m, m) a scene."""
 
+    frame = batch.frame
+
     def draw(state: LoopState, active: list[int]) -> torch.Tensor:
         generators = [
             generator_for(seed, batch.ids[state.image[row]], state.passes[row], member)
@@ -148,7 +150,7 @@ def _own(
             members
         )
         cumulative = rearrange(state.cumulative[active], "b e 1 h w -> (b e) 1 h w")
-        soft = sampler(pipe.model, features, cumulative, generators, picture=picture)  # type: ignore[arg-type]
+        soft = sampler(pipe.model, features, cumulative, generators, picture=picture, frame=frame)  # type: ignore[arg-type]
         return rearrange(soft, "(b e) c h w -> b e c h w", e=members)
 
     size = pipe.config.mask_size
@@ -162,9 +164,8 @@ def _with_true_masks(
     pipe: SASPipeline,
     sampler: Sampler,
     features: object,
-    cumulative: torch.Tensor,
-    picture: torch.Tensor,
-    layer: torch.Tensor,
+    batch: SceneBatch,
+    items: Items,
     rules: LoopRules,
     members: int,
     seed: int,
@@ -172,12 +173,13 @@ def _with_true_masks(
     """One pass for each item: consensus masks bool (M, m, m), whether all members were void, bool (M,), and the stop head's
     probability, float (M,) or (0,)."""
     generators = [
-        generator_for(seed, int(b), int(k), member)
-        for b, k in zip(picture.tolist(), layer.tolist(), strict=True)
+        generator_for(seed, "true", batch.ids[b], k, member)
+        for b, k in zip(items.picture.tolist(), items.layer.tolist(), strict=True)
         for member in range(members)
     ]
-    repeated = repeat(cumulative, "m 1 h w -> (m e) 1 h w", e=members)
-    soft = sampler(pipe.model, features, repeated, generators, picture=picture.repeat_interleave(members))  # type: ignore[arg-type]
+    repeated = repeat(items.cumulative, "m 1 h w -> (m e) 1 h w", e=members)
+    picture = items.picture.repeat_interleave(members)
+    soft = sampler(pipe.model, features, repeated, generators, picture=picture, frame=batch.frame)  # type: ignore[arg-type]
     soft = rearrange(soft, "(m e) c h w -> m e c h w", e=members)
     drawn = soft[:, :, 0] > rules.threshold
     nothing = nothing_left(soft)

@@ -60,6 +60,21 @@ def test_picture_beside_its_mask(tmp_path: Path) -> None:
     assert (atlas.sprites[0, :3, 4:-4, 4:-4].int() - 210).abs().max() < 8
 
 
+def test_sixteen_bits_beside_a_mask_are_scaled(tmp_path: Path) -> None:
+    values = np.full((12, 12), 30000, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "pear.png")
+    Image.new("L", (12, 12), 255).save(tmp_path / "pear.mask.png")
+    sprite = read_cutout(tmp_path / "pear.png", size=16)
+    assert (sprite[:3].int() - round(30000 / 65535 * 255)).abs().max() <= 1
+
+
+def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_cutout(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(InputError, match=r"cutout .*bomb\.png cannot be read .*; replace or remove"):
+        read_cutout(tmp_path / "bomb.png", size=16)
+
+
 def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "pear.png")
     Image.new("L", (6, 8), 255).save(tmp_path / "pear.mask.png")

@@ -336,6 +336,11 @@ def test_compose_with_prints_or_shades_shows_the_same_objects_in_other_colours(c
             assert (a.image != b.image).any()
 
 
+def test_sample_needs_a_folder_to_write_to(call: Call) -> None:
+    status, out, err = call("sample", "photo.png", "--out", "")
+    assert (status, out) == (2, "") and "--out must name a folder, got nothing; pass --out results" in err
+
+
 def test_compose_with_warps_shows_the_same_objects_in_other_shapes(call: Call) -> None:
     for share in (0, 1):
         assert call("compose", "--out", f"warps{share}", *COMPOSE, "--warps", share)[0] == 0

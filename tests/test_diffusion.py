@@ -587,7 +587,50 @@ def test_rollout_is_what_the_network_would_have_found() -> None:
     seen = network.cumulative[-1][:, 0]
     for m, layer in enumerate(items.layer.tolist()):
         expected = [torch.zeros_like(wrong), wrong, wrong | more, wrong | more][layer]
-        assert torch.equal(seen[m], expected), (m, layer)
+        assert torch.equal(seen[m], expected & batch.frame[items.picture[m], 0]), (m, layer)
+
+
+def test_nothing_is_drawn_on_grey_bars() -> None:
+    """A network that sets every cell sees none beyond the frame, and the frame of its own picture is taken."""
+    frame = torch.ones(2, 1, SIZE, SIZE, dtype=torch.bool)
+    frame[1, :, : SIZE // 2] = False
+    codec, seen = MaskCodec(scale=1.0), []
+    network = Constant({0: torch.ones(SIZE, SIZE, dtype=torch.bool)})
+    sampler = Sampler(
+        scheduler=make_scheduler(prediction="sample"),
+        codec=codec,
+        logits=True,
+        steps=3,
+        rows=2,
+        on_step=lambda index, t, x_t: seen.append(x_t) or x_t,
+    )
+    picture = torch.tensor([1, 0, 1])
+    drawn = sampler(
+        network,
+        torch.zeros(2, 3, SIZE, SIZE),
+        torch.zeros(3, 1, SIZE, SIZE, dtype=torch.bool),
+        [generator_for(0, row) for row in range(3)],
+        picture=picture,
+        frame=frame,
+    )
+    assert torch.equal(drawn > 0.5, frame[picture])
+    assert (drawn[~frame[picture]] == 0).all()
+    last = torch.cat([seen[2], seen[5]])  # of both calls
+    assert (last[~frame[picture]] == -1).all() and (last[frame[picture]] == 1).all()
+
+
+def test_masks_that_are_no_numbers_are_an_error_and_not_an_empty_layer() -> None:
+    sampler = Sampler(
+        scheduler=make_scheduler(prediction="sample"), codec=MaskCodec(scale=1.0), logits=True, steps=1, rows=2
+    )
+    with pytest.raises(RuntimeError, match=r"masks drawn must be finite, got NaN .* torch.float32: use float32"):
+        sampler(
+            lambda x_t, *_: torch.full_like(x_t, torch.nan),
+            torch.zeros(1, 3, SIZE, SIZE),
+            torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool),
+            [generator_for(0)],
+            picture=torch.tensor([0]),
+        )
 
 
 def test_rollout_is_drawn_with_averaged_weights_where_there_are_any() -> None:

@@ -62,6 +62,15 @@ def test_a_good_installation(weights: Path) -> None:
     } <= set(checks)
 
 
+def test_a_package_that_sampling_needs_and_is_not_there(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("refine needs the package kornia, which is not installed; pip install kornia")
+
+    monkeypatch.setattr(SASPipeline, "__call__", fail)
+    sampling = named(examine(str(weights)))["sampling"]
+    assert not sampling.ok and "kornia" in sampling.words
+
+
 def test_damaged_weights(weights: Path) -> None:
     file = next((weights / "model").glob("*.safetensors"))
     data = bytearray(file.read_bytes())

@@ -267,6 +267,15 @@ def test_pixels_whose_truth_is_unknown_enter_no_score(pair: list[Scene]) -> None
     assert report.scores["miou_full"].n == 1, "an object of which nothing is known is left out"
 
 
+def test_who_occludes_whom_is_known_where_their_overlap_is_not(pair: list[Scene]) -> None:
+    """The objects touch in unknown pixels alone: the layers stay those of the whole masks, and a perfect answer stays perfect."""
+    scene = replace(pair[0], known=~square(2, 2, 4, 4))
+    scores = evaluate(answers([scene], [pair[0].layer_masks]), [scene], progress=False).scores
+    for name in ("iou_layer_0", "iou_layer_1", "order_accuracy", "layer_count_exact"):
+        assert scores[name].value == 1, name
+    assert scores["false_layers"].value == 0
+
+
 def test_objects_without_a_pixel_are_left_out() -> None:
     front, lost = square(0, 0, 6, 6), square(1, 1, 3, 3)
     scene = make_scene(0, [front, lost], (0, 1), shape=(SIDE, SIDE))

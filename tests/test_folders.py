@@ -248,6 +248,15 @@ def test_damaged_sas_folders_are_refused(tmp_path: Path, tiny_scene: Scene) -> N
         SASFolders(tmp_path / "set")[0]
 
 
+def test_a_missing_layer_of_sas_folders_is_refused(tmp_path: Path, tiny_scene: Scene) -> None:
+    write_sas_folders(tmp_path / "set", [tiny_scene])
+    (tmp_path / "set" / "tiny_1" / "mask.png").unlink()
+    with pytest.raises(
+        InputError, match=r"must hold every layer of an image, got tiny_3 and no tiny_1/mask\.png; copy"
+    ):
+        SASFolders(tmp_path / "set")
+
+
 def test_other_entries_beside_sas_folders_are_passed_over(tmp_path: Path, tiny_scene: Scene) -> None:
     write_sas_folders(tmp_path / "set", [tiny_scene])
     for name in ("notes", "tiny_x", "_0", "other_0"):

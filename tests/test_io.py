@@ -434,6 +434,21 @@ def test_pil_pictures_without_pixels_are_refused(mode):
     assert "photo must have at least one pixel, got 0x4; " in refusal(read_image, Image.new(mode, (0, 4)), name="photo")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [np.zeros((30, 41, 3), np.uint8), np.zeros((30, 41)), torch.zeros(3, 30, 41), Image.new("RGB", (41, 30))],
+    ids=["array", "grey", "tensor", "pil"],
+)
+def test_pictures_in_memory_have_the_limit_of_files(source, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1230)
+    assert read_image(source).shape == (30, 41, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1229)
+    with pytest.raises(
+        InputError, match="image must have at most 1229 pixels, got 30x41; scale the picture down first"
+    ):
+        read_image(source)
+
+
 def test_the_source_is_neither_changed_nor_shared():
     array, picture = quarters(4, 6), Image.fromarray(quarters(4, 6))
     for source in (array, picture, torch.from_numpy(array.copy()).permute(2, 0, 1)):
@@ -857,6 +872,21 @@ def test_a_folder_appears_at_the_end_and_replaces_the_old(tmp_path):
         assert [p.name for p in target.parent.iterdir()] == ["out"]
     (tmp_path / "reference").mkdir()
     assert target.stat().st_mode == (tmp_path / "reference").stat().st_mode
+
+
+def test_what_is_not_its_own_stays_in_a_folder_that_is_replaced(tmp_path):
+    target = tmp_path / "out"
+    (target / "deep").mkdir(parents=True)
+    for name in ("own.txt", "own_2.txt", "notes.txt", "deep/more.txt"):
+        (target / name).write_text("old")
+    (target / "link").symlink_to("nowhere")
+    with atomic_folder(target, own=r"own(_\d+)?\.txt") as folder:
+        (folder / "own.txt").write_text("new")
+    assert tree(target) == {"own.txt": b"new", "notes.txt": b"old", "deep/more.txt": b"old"}
+    assert (target / "link").is_symlink()
+    with pytest.raises(ValueError, match="mine"), atomic_folder(target, own="own.txt"):
+        raise ValueError("mine")
+    assert tree(target)["own.txt"] == b"new"
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), FileNotFoundError(2, "mine", "/other")])

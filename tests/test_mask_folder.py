@@ -10,7 +10,9 @@ import pytest
 from conftest import box
 from PIL import Image
 
+from sas.config import DataSettings
 from sas.data.formats.mask_folder import MaskFolders
+from sas.factory import check_data
 from sas.io import InputError
 from sas.pictures import write_mask
 
@@ -52,6 +54,19 @@ def test_an_order_file_gives_the_order(tmp_path: Path, name: str) -> None:
     scene, defects = MaskFolders(folder).inspect(0)  # one folder by itself
     assert scene is not None and defects == [] and scene.id == "one"
     assert scene.layer_index.tolist() == [1, 0] and (scene.visible == [BACK & ~FRONT, FRONT]).all()
+
+
+def test_training_tells_of_a_folder_without_order_before_it_begins(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / "set" / name, {"back": BACK, "front": FRONT})
+    (tmp_path / "set" / "a" / "order.json").write_text('[["front", "back"]]')
+    data = DataSettings(scenes=str(tmp_path / "set"), format="masks")
+    with pytest.raises(
+        InputError, match=r"must say who is in front in each folder, got none in b; to train, give each"
+    ):
+        check_data(data)
+    (tmp_path / "set" / "b" / "order.txt").write_text("front back")
+    assert check_data(data).startswith("2 scenes")
 
 
 def test_the_order_may_be_mutual_and_may_leave_pairs_open(tmp_path: Path) -> None:

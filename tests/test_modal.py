@@ -504,7 +504,8 @@ def test_the_empty_item_is_not_taught_where_more_is_left(tiny_scene: Scene) -> N
     objective = make_objective(stop_weight=1.0, energy_weight=1.0)
     losses = objective.loss(Blurred(), batch, keys)
     assert all(value[-1] == 0 for value in losses.values()), "nothing is known of a picture without objects"
-    assert (losses["stop"][:7] > 0).all() and (losses["loss"][:7] > 0).all()
+    assert (losses["stop"][:4] > 0).all() and (losses["loss"][:7] > 0).all()
+    assert not losses["stop"][4:].any(), "a picture without an end does not teach that it never comes"
     losses["loss"][2] = losses["loss"][5] = losses["loss"][7] = torch.nan
     words = _not_finite(losses["loss"].detach(), batch, range(3), "all")
     assert words == ["empty (position 2)", "partial (position 1)", "tiny (position 0)"]
@@ -659,4 +660,4 @@ def test_what_is_drawn_on_unknown_pixels_is_neither_right_nor_wrong(tiny_scene: 
 
 def test_the_stop_head_is_not_calibrated_without_an_end(tiny_scene: Scene, make_tiny_pipe: Any) -> None:
     batch = collate([replace(tiny_scene, complete=False)], image_size=16, mask_size=16)
-    assert calibrate_stop(make_tiny_pipe(), batch) == (1.0, 0.0)
+    assert calibrate_stop(make_tiny_pipe(), batch) is None

@@ -32,8 +32,9 @@ from sas.manifest import write_manifest
 from sas.masks import cumulative
 from sas.models import ConcatUNet
 from sas.pictures import sha256_pixels
-from sas.pipeline import SASPipeline
+from sas.pipeline import SASPipeline, out_of_memory
 from sas.pretrained import find_weights
+from sas.refine import refine_soft
 from sas.result import LayeredResult
 from sas.scene import Scene
 from sas.seeding import generator_for
@@ -307,6 +308,59 @@ def test_initial_layers_are_kept_and_sampling_goes_on_behind_them(make_tiny_pipe
     assert same_drawing(pipe(image, ensemble_size=2, max_layers=3, initial_layers=nothing), whole)
     full = pipe(image, ensemble_size=2, max_layers=1, initial_layers=whole.masks_full()[:1])
     assert (len(full), full.stop.reason) == (1, "max_layers")
+
+
+def test_initial_layers_come_back_as_they_were_drawn(make_tiny_pipe: MakePipe) -> None:
+    """With refinement, to the pixel; what is drawn next and lies apart is joined to the last of them, and to nothing else of it."""
+    image = np.full((40, 64, 3), 128, dtype=np.uint8)
+    given = np.zeros((2, 40, 64), dtype=bool)
+    given[0, 5:17, 3:21], given[1, 9:30, 11:33] = True, True
+    alone = make_tiny_pipe()(image, ensemble_size=1, max_layers=2, initial_layers=given, refine=True)
+    np.testing.assert_array_equal(alone.masks_full(), given)
+
+    def draw(x_t: torch.Tensor, *_: object) -> torch.Tensor:
+        logits = torch.full_like(x_t, -9.0)
+        logits[..., 6:10, 12:] = 9  # cells of 4 pixels: apart from both
+        return logits
+
+    pipe = make_tiny_pipe(max_layers=3)
+    pipe.model.forward = draw  # type: ignore[method-assign]
+    joined = pipe(image, ensemble_size=1, num_inference_steps=1, initial_layers=given, refine=True)
+    assert len(joined) == 2
+    found = joined.masks_full()
+    np.testing.assert_array_equal(found[0], given[0])
+    assert found[1][given[1]].all() and found[1][12:28, 48:].mean() > 0.5
+    np.testing.assert_array_equal(found[1][:, :44], given[1][:, :44])
+
+
+def test_no_layer_reaches_beyond_a_picture_that_is_not_square(tiny_pipe: SASPipeline) -> None:
+    result = tiny_pipe(picture(0, 12, 40), **QUICK)
+    frame = result.geometry.known()
+    assert not frame.all() and len(result)
+    assert not (result.masks & ~frame).any() and not (result.members & ~frame).any()
+    assert not result.probability[:, ~frame].any()
+
+
+def test_large_pictures_are_refined_at_a_bounded_size(tiny_pipe: SASPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def watched(maps: np.ndarray, image: np.ndarray, **options: Any) -> np.ndarray:
+        sizes.append((*maps.shape[1:], *image.shape[:2]))
+        return refine_soft(maps, image, **options)
+
+    monkeypatch.setattr("sas.pipeline.refine_soft", watched)
+    image = np.kron(picture(0, 5, 8), np.ones((40, 40, 1), dtype=np.uint8))
+    whole = tiny_pipe(image, refine=True, **QUICK).masks_full()
+    monkeypatch.setattr("sas.pipeline.LARGEST", 80)
+    small = tiny_pipe(image, refine=True, **QUICK).masks_full()
+    assert sizes == [(200, 320, 200, 320), (50, 80, 50, 80)] and small.shape == whole.shape
+    assert (small == whole).mean() > 0.9
+
+
+def test_running_out_of_memory_is_known_on_every_device() -> None:
+    words = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    assert all(map(out_of_memory, (torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError(words))))
+    assert not out_of_memory(RuntimeError("shapes differ")) and not out_of_memory(ValueError("not enough memory"))
 
 
 def test_output_types(tiny_pipe: SASPipeline) -> None:
@@ -599,6 +653,16 @@ def test_model_info_names_the_weights_file(saved: Path, tiny_pipe: SASPipeline) 
     content = (saved / "model" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert (info.id, info.sha256) == ("weights", hashlib.sha256(content).hexdigest())
 
+    pipe = load(saved)
+    pipe.to(torch.float64)
+    pipe.to(torch.float32)
+    assert pipe.model_info.sha256 == info.sha256, "moved, and not changed"
+    pipe.model.load_state_dict({name: value + 1 for name, value in pipe.model.state_dict().items()})
+    changed = pipe.model_info.sha256
+    assert changed != info.sha256
+    pipe.model = load(saved).model
+    assert pipe.model_info.sha256 not in ("", changed)
+
 
 def test_half_precision_files_load_as_float32(make_tiny_pipe: MakePipe, tmp_path: Path) -> None:
     pipe = make_tiny_pipe()
@@ -631,9 +695,13 @@ def test_local_folders_open_no_connection(saved: Path, tmp_path: Path, monkeypat
 
 
 def test_saving_replaces_a_pipeline_and_nothing_else(make_tiny_pipe: MakePipe, saved: Path, tmp_path: Path) -> None:
-    (saved / "left.txt").write_text("of the old one")
+    (saved / "README.md").write_text("a model card")
+    (saved / ".git").mkdir()
+    (saved / ".git" / "HEAD").write_text("ref")
+    (saved / "model" / "left.txt").write_text("of the old one")
     make_tiny_pipe(seed=1).save_pretrained(saved)
-    assert not (saved / "left.txt").exists()
+    assert (saved / "README.md").read_text() == "a model card" and (saved / ".git" / "HEAD").read_text() == "ref"
+    assert not (saved / "model" / "left.txt").exists()
     load(saved)
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -696,7 +764,19 @@ LIMITS = [
         r"initial_layers must be a bool array \(K, H, W\), got float64 .*: thr",
     ),
     ({"initial_layers": [[True]]}, r"initial_layers must be a bool array \(K, H, W\), got list: threshold"),
-    ({"initial_layers": np.zeros((1, 30, 20), dtype=bool)}, r"masks must end in \(20, 30\), got \(1, 30, 20\): use"),
+    (
+        {"initial_layers": np.zeros((1, 30, 20), dtype=bool)},
+        r"initial_layers must have the image's height and width \(20, 30\), got \(30, 20\): draw",
+    ),
+    (
+        {"initial_layers": np.ones((3, 20, 30), dtype=bool), "max_layers": 2},
+        "initial_layers must hold at most max_layers = 2 masks, got 3: pass a larger max_layers",
+    ),
+    (
+        {"initial_layers": np.arange(2 * 600).reshape(2, 20, 30) < 601},
+        r"initial_layers\[1\] must cover most of at least one cell of the 16 x 16 mask grid, got 1 pixels: draw it larger",
+    ),
+    ({"refine": "no"}, "refine must be True, False or None, got 'no': pass one"),
 ]
 
 

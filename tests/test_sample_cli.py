@@ -175,6 +175,9 @@ def test_folders_never_collide() -> None:
     files = [Path(name) for name in ("a.png", "a.jpg", "a-2.png", "b/a.png", ".hidden", "noending")]
     folders = [folder.name for folder in result_folders(files, Path("out"))]
     assert folders == ["a", "a-2", "a-2-2", "a-3", ".hidden", "noending"]
+    files = [Path(name) for name in ("IMG_1.JPG", "img_1.png", "caf\u00e9.png", "cafe\u0301.png")]
+    folders = [folder.name for folder in result_folders(files, Path("out"))]
+    assert folders == ["IMG_1", "img_1-2", "caf\u00e9", "cafe\u0301-2"], "one folder where systems see no difference"
 
 
 def test_existing_result_is_replaced_as_a_whole(sample: Call, tmp_path: Path) -> None:
@@ -184,6 +187,9 @@ def test_existing_result_is_replaced_as_a_whole(sample: Call, tmp_path: Path) ->
     assert names(tmp_path / "out") == ["photo"]
     assert "layer_01.png" not in names(tmp_path / "out" / "photo")
     assert len(LayeredResult.load(tmp_path / "out" / "photo")) == 1
+    (tmp_path / "out" / "photo" / "layer_00_fixed.png").write_text("by hand")
+    sample(file, "--out", tmp_path / "out", "--max-layers", 2)
+    assert {"layer_01.png", "layer_00_fixed.png"} < set(names(tmp_path / "out" / "photo")), "not the result's own"
 
 
 def test_odd_file_names(sample: Call, tmp_path: Path) -> None:
@@ -349,6 +355,29 @@ def test_large_pictures_are_not_held_all_at_once(
     )
     assert [outcome.error for outcome in outcomes] == ["", "", "", "does not exist; check the path"]
     assert seen[:2] == [False, False]
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError])
+def test_a_picture_that_is_too_large_for_the_memory_does_not_stop_the_others(
+    kind: type[Exception], tiny_pipe: SASPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [photo(tmp_path / f"{n}.png", n, size=(40, 30) if n == 1 else (20, 30)) for n in range(3)]
+    take_apart = SASPipeline._take_apart
+
+    def short(self: SASPipeline, images: list[np.ndarray], *others: Any) -> Any:
+        if any(len(image) == 40 for image in images):
+            raise kind("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.")
+        return take_apart(self, images, *others)
+
+    monkeypatch.setattr(SASPipeline, "_take_apart", short)
+    quick = {"ensemble_size": 1, "num_inference_steps": 1, "max_layers": 1}
+    outcomes = sample_files(tiny_pipe, files, tmp_path / "out", **quick)
+    assert [bool(outcome.error) for outcome in outcomes] == [False, True, False]
+    assert outcomes[1].error == "not enough memory; pass a smaller --batch-size, fewer --members, or --device cpu"
+    assert names(tmp_path / "out") == ["0", "2"]
+    monkeypatch.setattr(SASPipeline, "_take_apart", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        sample_files(tiny_pipe, files, tmp_path / "out", **quick)
 
 
 # ---------------------------------------------------------------------- real programs

@@ -324,6 +324,26 @@ def test_restart_sets_old_checkpoints_aside(copied: Path, scenes: str, finished:
     lines = read_metrics(copied)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
     assert lines[0]["loss"] != read_metrics(finished)[0]["loss"]
+    aside = [path for path in copied.iterdir() if "abandoned" in path.name]
+    assert sorted(path.name.split(".abandoned")[0] for path in aside) == ["metrics.jsonl", "pipeline", "samples"]
+    kept = next(path for path in aside if path.name.startswith("pipeline"))
+    assert SASPipeline.from_pretrained(kept).model_info.sha256 == (
+        SASPipeline.from_pretrained(finished / "pipeline").model_info.sha256
+    )
+
+
+def test_restart_that_cannot_begin_leaves_the_old_run(copied: Path, scenes: str, tmp_path: Path) -> None:
+    before = sorted(path.name for path in copied.rglob("*"))
+    with pytest.raises(InputError):
+        train(tiny_config(data_scenes=scenes), copied, restart=True, init_from=tmp_path / "mistyped")
+    assert sorted(path.name for path in copied.rglob("*")) == before
+
+
+def test_a_run_goes_on_without_the_weights_it_began_with(scenes: str, finished: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(finished / "pipeline", tmp_path / "start"))
+    train(tiny_config(data_scenes=scenes, training_steps=1), tmp_path / "run", init_from=start)
+    shutil.rmtree(start)
+    assert train(tiny_config(data_scenes=scenes, training_steps=2), tmp_path / "run", init_from=start).step == 2
 
 
 def test_two_runs_in_one_folder_are_refused(copied: Path, scenes: str) -> None:

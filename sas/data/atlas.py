@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from sas.data.solids import FAMILIES, render_solids
 from sas.io import InputError
 from sas.masks import check_shape
-from sas.pictures import find_images, read_mask
+from sas.pictures import find_images, read_image, read_mask
 from sas.seeding import derive_seed
 
 
@@ -127,16 +127,16 @@ def _group_of(path: Path) -> str:
 
 def read_cutout(path: Path, *, size: int) -> torch.Tensor:
     """One cutout as a sprite: trimmed to its alpha, scaled to fill a square of `size` with 2 pixels of margin; uint8 (4, size, size)."""
+    beside = path.with_name(f"{path.stem}.mask.png")
     try:
         with Image.open(path) as opened:
             picture = ImageOps.exif_transpose(opened)
             picture.load()
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"cutout {path} cannot be read ({error}); replace or remove the file") from error
-    beside = path.with_name(f"{path.stem}.mask.png")
     if beside.exists():
         mask = read_mask(beside, size=(picture.height, picture.width))
-        picture = picture.convert("RGB")
+        picture = Image.fromarray(read_image(path, name="cutout"))  # 16 bits are scaled, and not cut off
         picture.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
     elif "A" not in picture.getbands() and "transparency" not in picture.info:
         raise InputError(

@@ -284,7 +284,7 @@ class Composer:
         keys, style = Keys(self.seed, step, tuple(positions)), self.style
         b, n, c = len(positions), style.objects[1], self.canvas
 
-        # 1. A twin takes its numbers, but for film and grain, from its left neighbour, so that both show the same objects.
+        # 1. A twin takes its numbers, but for shade, film and grain, from its left neighbour, so that both show the same objects.
         own = keys.uniform("twin")
         twin = torch.tensor(
             [bool(u < style.twins) and p % 2 == 1 for u, p in zip(own.tolist(), positions, strict=True)],

@@ -136,8 +136,11 @@ def write_project(
 class SASFolders(LazyScenes):
     """Scenes of a root of `<id>_<layer>` folders. A layer is one object here, since the folders do not tell objects apart.
 
-    `min_overlap` is 0: the layers are as given, each in front of those after it. Masks are binarised with > 0, because some
-    published `newmask` files hold 253..255 after a wrap of 8-bit numbers.
+    Each mask is in front of those after it, and `min_overlap` is 0. As everywhere, an object's layer follows from what occludes it: a mask that
+    overlaps none of those before it belongs to the first layer, whatever its number; folders that `write_sas_folders` wrote have none
+    such. Masks are binarised with > 0, because some published `newmask` files hold 253..255 after a wrap of 8-bit numbers.
+
+    InputError: a number between an image's first and last is missing, since what lies behind the gap would be taught wrongly.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -146,10 +149,19 @@ class SASFolders(LazyScenes):
         if not self.folders:
             raise InputError(f"{self.path} must hold folders <id>_<layer>, got none; check the path")
         self.ids = sorted(self.folders)
+        for name, folders in self.folders.items():
+            first, last = (int(folder.name.rpartition("_")[2]) for folder in (folders[0], folders[-1]))
+            if last - first >= len(folders):
+                numbers = {int(folder.name.rpartition("_")[2]) for folder in folders}
+                gap = next(number for number in range(first, last) if number not in numbers)
+                raise InputError(
+                    f"{self.path} must hold every layer of an image, got {folders[-1].name} and no {name}_{gap}/mask.png; "
+                    "copy what is missing, or remove the folders of this image"
+                )
 
     @staticmethod
     def layer_folders(path: Path) -> dict[str, list[Path]]:
-        """Folders of each image id, by layer."""
+        """Folders of each image id, by layer; a folder without a mask counts as missing."""
         found: dict[str, list[tuple[int, Path]]] = {}
         for folder in path.iterdir():
             name, _, layer = folder.name.rpartition("_")

@@ -20,6 +20,8 @@ from sas.io import InputError, read_json
 from sas.order import DEFAULT_MIN_OVERLAP
 from sas.pictures import IMAGE_SUFFIXES
 
+ORDER_FILES = ("order.json", "order.txt")
+
 
 class MaskFolders(AnnotatedScenes):
     """Scenes of the folders directly in `path`, or of `path` itself if it is one such folder.
@@ -53,6 +55,10 @@ class MaskFolders(AnnotatedScenes):
 
     def __len__(self) -> int:
         return len(self.folders)
+
+    def without_order(self) -> str | None:
+        """The first folder that has no order file, None if all have one."""
+        return next((one.name for one in self.folders if not any((one / name).is_file() for name in ORDER_FILES)), None)
 
     def file_defects(self) -> list[Defect]:
         """Folders with pictures that are no scenes."""
@@ -117,7 +123,7 @@ def _some(files: list[Path]) -> str:
 
 def _order(folder: Path) -> list[tuple[str, str]] | None:
     """Pairs (front, behind) of the order file, None without one. InputError if it cannot be understood, or if there are two."""
-    found = [file for name in ("order.json", "order.txt") if (file := folder / name).is_file()]
+    found = [file for name in ORDER_FILES if (file := folder / name).is_file()]
     if not found:
         return None
     if len(found) > 1:
