@@ -21,12 +21,25 @@ def picture() -> np.ndarray:
 
 
 def test_version_1_loads_and_gives_the_same_result() -> None:
+    """v1_square.npz was written by the code of commit c97960f, before grey bars were left out of masks; a square picture has none."""
+    pipe = SASPipeline.from_pretrained(FOLDER)
+    pipe.set_progress_bar_config(disable=True)
+    result = pipe(picture()[:, :24], ensemble_size=2, seed=3)
+    expected = np.load(FOLDER.parent / "v1_square.npz")
+    assert len(result) == int(expected["layers"])
+    np.testing.assert_allclose(result.probability[0], expected["probability"], atol=1e-4)
+
+
+def test_version_1_draws_the_same_on_a_wide_picture_but_for_its_grey_bars() -> None:
+    """v1.npz has masks on the bars too, which at the later steps were seen by the cells beside them: hence the wider tolerance."""
     pipe = SASPipeline.from_pretrained(FOLDER)
     pipe.set_progress_bar_config(disable=True)
     result = pipe(picture(), ensemble_size=2, seed=3)
     expected = np.load(FOLDER.parent / "v1.npz")
+    frame = result.geometry.known()
     assert len(result) == int(expected["layers"])
-    np.testing.assert_allclose(result.probability[0], expected["probability"], atol=1e-4)
+    np.testing.assert_allclose(result.probability[0][frame], expected["probability"][frame], atol=0.05)
+    assert not result.probability[0][~frame].any()
 
 
 def _write() -> None:
