@@ -34,7 +34,7 @@ from sas.pretrained import (
     verify_weights,
 )
 from sas.provenance import EnsembleSettings, ModelInfo, Stop
-from sas.refine import LARGEST, refine_soft
+from sas.refine import refine_soft, working_size
 from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
 from sas.schedulers import check_scheduler
@@ -575,17 +575,15 @@ def _refined(result: LayeredResult, image: np.ndarray, given: np.ndarray | None)
     are refined at a smaller size and brought to their own one layer at a time.
     """
     geometry = result.geometry
-    scale = min(1.0, LARGEST / max(geometry.height, geometry.width))
-    small = replace(
-        geometry, height=max(1, round(geometry.height * scale)), width=max(1, round(geometry.width * scale))
-    )
-    if scale < 1:
+    height, width = working_size(geometry.height, geometry.width)
+    small = replace(geometry, height=height, width=width)
+    if small != geometry:
         image = np.asarray(Image.fromarray(image).resize((small.width, small.height), Image.Resampling.BOX))
     maps = small.to_input(result.masks.astype(np.float32))
     soft = refine_soft(maps, image, cell=max(small.height, small.width) / geometry.mask_size)
     masks = []
     for k, layer in enumerate(soft):
-        if scale < 1:
+        if small != geometry:
             row = torch.from_numpy(layer)[None, None]
             layer = functional.interpolate(row, size=(geometry.height, geometry.width), mode="bilinear")[0, 0].numpy()
         mask = layer > 0.5

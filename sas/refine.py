@@ -26,6 +26,12 @@ LARGEST = 1536
 LARGEST are refined at that size, so that neither time nor memory grows without bound."""
 
 
+def working_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which a picture is refined: its own, or scaled so that the longer side is LARGEST."""
+    scale = min(1.0, LARGEST / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 class RefineError(ImportError):
     """The library that refines masks is not installed."""
 
@@ -66,9 +72,9 @@ def refine_soft(
     maps = torch.from_numpy(probabilities.astype(np.float32))
     if not size["k"] or not maps.any():
         return maps.numpy()
-    scale = LARGEST / max(size["h"], size["w"])
-    if scale < 1:
-        height, width = max(1, round(size["h"] * scale)), max(1, round(size["w"] * scale))
+    height, width = working_size(size["h"], size["w"])
+    if (height, width) != (size["h"], size["w"]):
+        scale = max(height, width) / max(size["h"], size["w"])
         few = functional.interpolate(maps[None], size=(height, width), mode="area")[0].numpy()
         small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
         found = torch.from_numpy(refine_soft(few, small, cell=cell * scale, radius=radius, eps=eps))

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from sas.data.atlas import Atlas
-from sas.data.composer import PRINT_DRAWS, WARP_DRAWS, Composer, SceneStyle, Warp, layers_front_to_back
+from sas.data.composer import PRINT_DRAWS, Composer, SceneStyle, layers_front_to_back
+from sas.data.warp import WARP_DRAWS, Warp
 from sas.geometry import PADDING_VALUE
 from sas.masks import reduce_by_area, union
 from sas.order import layers_from_order, significant_order

@@ -351,7 +351,7 @@ def test_large_pictures_are_refined_at_a_bounded_size(tiny_pipe: SASPipeline, mo
     monkeypatch.setattr("sas.pipeline.refine_soft", watched)
     image = np.kron(picture(0, 5, 8), np.ones((40, 40, 1), dtype=np.uint8))
     whole = tiny_pipe(image, refine=True, **QUICK).masks_full()
-    monkeypatch.setattr("sas.pipeline.LARGEST", 80)
+    monkeypatch.setattr("sas.refine.LARGEST", 80)
     small = tiny_pipe(image, refine=True, **QUICK).masks_full()
     assert sizes == [(200, 320, 200, 320), (50, 80, 50, 80)] and small.shape == whole.shape
     assert (small == whole).mean() > 0.9

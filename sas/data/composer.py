@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from torch.nn import functional
 
 from sas.data.atlas import Atlas
+from sas.data.warp import WARP_DRAWS, Warp
 from sas.geometry import PADDING_VALUE
 from sas.masks import overlap_areas, reduce_by_area
 from sas.order import DEFAULT_MIN_OVERLAP
@@ -83,7 +84,6 @@ PRINT_DRAWS = (
     "label_height",
     "label_turn",
 )
-WARP_DRAWS = ("warped", "across", "stretch", "bend", "taper")
 SHADE_DRAWS = ("shaded", "round", "behind", "outside", "x", "y", "width", "height", "turn", "soft", "depth")
 Draws = dict[str, torch.Tensor]
 
@@ -144,45 +144,6 @@ class Window(NamedTuple):
     slot: int
     rows: slice
     columns: slice
-
-
-class Warp(NamedTuple):
-    """Stretches, bends and tapers sprites along one of their axes. Each is float (B * N,), for every slot; `across` is bool.
-
-    In the sprite's coordinates, from -1 to 1, the axis y is kept and what lies at x is drawn at x * stretch / (1 + taper * y) + bend * (y^2 - 1/3);
-    with `across` x and y change places. What is stretched to more than 1 is drawn smaller, so that the longer side stays as it was.
-    """
-
-    across: torch.Tensor
-    stretch: torch.Tensor
-    bend: torch.Tensor
-    taper: torch.Tensor
-
-    @classmethod
-    def drawn(cls, drawn: Draws, share: float) -> Warp:
-        """From uniform numbers; a `share` of the slots is warped: stretch 0.4 to 2.5, bend up to 0.35, taper up to 0.4 either way."""
-        some = (drawn["warped"] < share).float()
-        return cls(
-            across=drawn["across"] < 0.5,
-            stretch=torch.exp((drawn["stretch"] * 2 - 1) * some * float(np.log(2.5))),
-            bend=(drawn["bend"] * 2 - 1) * some * 0.35,
-            taper=(drawn["taper"] * 2 - 1) * some * 0.4,
-        )
-
-    def reach(self) -> torch.Tensor:
-        """How far a sprite reaches at most across and down, 1 without a warp: float (B * N, 2)."""
-        smaller = 1 / self.stretch.clamp(min=1)
-        x = (self.stretch / (1 - self.taper.abs()) + self.bend.abs() * 2 / 3) * smaller
-        pair = torch.stack([x, smaller], dim=-1)
-        return torch.where(self.across[:, None], pair.flip(1), pair)
-
-    def apply(self, grid: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Where in the sprites of these slots, int64 (U,), the points are drawn from: float (U, H, W, 2) -> the same."""
-        across, stretch, bend, taper = (values[slots][:, None, None] for values in self)
-        x, y = (grid * stretch.clamp(min=1)[..., None]).unbind(dim=-1)
-        x, y = torch.where(across, y, x), torch.where(across, x, y)
-        x = (x - bend * (y * y - 1 / 3)) * (1 + taper * y) / stretch
-        return torch.stack([torch.where(across, y, x), torch.where(across, x, y)], dim=-1)
 
 
 class Composer:
@@ -328,8 +289,12 @@ class Composer:
             image[scenes, :, rows, columns] += colour * light[scenes, :, rows, columns]
             light[scenes, :, rows, columns] *= 1 - alpha
             light[scenes] *= 1 - down[scenes] @ soft @ across[scenes]
-        everywhere, behind = self._shades(keys)
-        image = torch.addcmul(image, self._background(per_scene) * behind, light) * everywhere
+        background = self._background(per_scene)
+        if style.shades:
+            everywhere, behind = self._shades(keys)
+            image = torch.addcmul(image, background * behind, light) * everywhere
+        else:
+            image = torch.addcmul(image, background, light)
         image = self._camera(image, per_scene, keys)
         image = torch.where(frame, image, PADDING_VALUE / 255)
 
@@ -518,13 +483,11 @@ class Composer:
             self.backgrounds[row].float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
 
-    def _shades(self, keys: Keys) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """What a patch of shadow or light leaves of all that is there, and of the background alone: float (B, 1, C, C) in (0, 1], or 1.
+    def _shades(self, keys: Keys) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a patch of shadow or light leaves of all that is there, and of the background alone: float (B, 1, C, C) in (0, 1].
 
         A patch is an ellipse, or a band that crosses the picture, and its edge is sharp or soft. The picture is darker inside of it or outside.
         """
-        if not self.style.shades:
-            return 1.0, 1.0
         drawn = _named(keys.uniform("shade", len(SHADE_DRAWS)).to(self.device), SHADE_DRAWS)
         width, height = (_between(drawn[name], 0.2, 1.1) for name in ("width", "height"))
         theta = _turned(
