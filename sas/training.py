@@ -32,8 +32,8 @@ from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.data.source import read_ahead
 from sas.distributed import LaunchError, agree, make_accelerator, share, sum_over_processes
 from sas.factory import build_model, build_objective, build_pipeline, build_source, data_split, validation_batch
+from sas.growing import copy_weights
 from sas.io import InputError, atomic_write_bytes
-from sas.models.encoders import LITE0_BLOCKS, LITE0_DEEP_BLOCKS
 from sas.optimizer import make_optimizer
 from sas.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from sas.pipeline import SASPipeline
@@ -279,7 +279,7 @@ class Trainer:
         config, device = self.config, self.accelerator.device
         self.model = build_model(config, pretrained=self._fresh and self._init_from is None)
         if self._fresh and self._init_from is not None:
-            self._calibration = _copy_weights(
+            self._calibration = copy_weights(
                 self.model, self._init_from, split=data_split(config.data), pretrained=config.model.pretrained
             )
         if config.model.gradient_checkpointing:
@@ -555,60 +555,6 @@ def _compiled(model: Any) -> Any:
     """A network with both entrances compiled: `encode`, which a module's compilation leaves out, and `forward`."""
     model.encode = torch.compile(model.encode)
     return torch.compile(model)
-
-
-def _copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrained: bool) -> tuple[float, float]:
-    """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs. Returns the calibration
-    (scale, shift) of its stop head.
-
-    What leads to the denoiser may be new: a `Fusion` that the saved network has not, or of other levels or widths, which adds nothing
-    before it is trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if `pretrained`), of
-    which EfficientNet-lite0 and its deep variant take over what they share.
-    """
-    pipe = SASPipeline.from_pretrained(weights)
-    if split and pipe.config.data_split != split:
-        raise InputError(
-            f"init_from {weights} was trained with data split {pipe.config.data_split[:12] or 'none'}, got {split[:12]} now, and may have "
-            "seen what is held out; set data.split to none, or start from weights of the same split"
-        )
-    begins = _beginning(pipe.model, model)
-    own = model.state_dict()
-    saved = {name: tensor for name, tensor in pipe.model.state_dict().items() if not name.startswith(begins)}
-    new = [name for name in own if name.startswith(begins)]
-    wrong = [n for n in own if n not in new and (n not in saved or saved[n].shape != own[n].shape)]
-    wrong += [n for n in saved if n not in own]
-    if wrong:
-        raise InputError(
-            f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with "
-            "(configs/release.yaml for the shipped weights)"
-        )
-    if pretrained and any(n.startswith("image_encoder.") for n in new):
-        model.load_pretrained_encoder()  # type: ignore[operator]
-    model.load_state_dict(saved, strict=False)  # what is not in it was looked at above
-    if new:
-        parts = ", ".join(sorted({n.split(".")[0] for n in new}))
-        logger.info(
-            "init_from %s lacks parts of this network, which begin anew: %s (%d tensors)", weights, parts, len(new)
-        )
-    return pipe.config.stop_scale, pipe.config.stop_shift
-
-
-def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
-    """Parts of a network, as beginnings of their tensors' names, that cannot be those of a saved one."""
-    encoders = {str(one.config.get("encoder")) for one in (saved, model)}
-    fused = [
-        (sorted({level for level, _ in getattr(one, "places", ())}), tuple(one.config.get("fusion", ())))
-        for one in (saved, model)
-    ]
-    begins: tuple[str, ...] = ("fuse.",) if fused[1][1] and fused[0] != fused[1] else ()
-    if len(encoders) > 1 or getattr(saved, "places", None) != getattr(model, "places", None):
-        begins += ("necks.",)
-    if encoders == {"efficientnet_lite0", "efficientnet_lite0_deep"}:
-        shared = len(LITE0_BLOCKS)
-        begins += tuple(f"image_encoder.blocks.{shared + extra}." for extra in range(len(LITE0_DEEP_BLOCKS)))
-    elif len(encoders) > 1:
-        begins += ("image_encoder.",)
-    return begins
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:

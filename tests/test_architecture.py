@@ -19,7 +19,7 @@ RANKS = {
     3: ("result", "items", "metrics", "models"),
     4: ("data", "diffusion", "layerloop"),
     5: ("pipeline",),
-    6: ("factory", "validation", "sampling", "demo", "doctor", "averaging", "data_check", "export"),
+    6: ("factory", "validation", "sampling", "demo", "doctor", "averaging", "data_check", "export", "growing"),
     7: ("training", "evaluation"),
     8: ("cli_data", "cli_options"),
     9: ("cli",),

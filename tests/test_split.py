@@ -200,6 +200,73 @@ def test_training_with_another_fusion_begins_it_anew(tmp_path: Path) -> None:
     assert not any(tensor.any() for name, tensor in own.items() if name.startswith("fuse.leave.")), "adds nothing yet"
 
 
+LOOK = {"encoder": "efficientnet_lite0", "image_unet": (8, 8, 16, 16)}
+
+
+@torch.no_grad()
+def test_image_unet_adds_nothing_before_training_and_then_lets_far_maps_see_each_other() -> None:
+    plain, looked = small(encoder="efficientnet_lite0"), small(**LOOK)
+    looked.load_state_dict({**looked.state_dict(), **plain.state_dict()})
+    image = pictures(2)
+    for before, after in zip(plain.encode(image), looked.encode(image), strict=True):
+        assert torch.equal(before, after)
+    for leave in looked.look.leave:
+        leave[-1].weight.normal_()
+    corner = image.clone()
+    corner[..., :8, :8] = -corner[..., :8, :8]
+    for level, (after, before) in enumerate(zip(looked.encode(corner), looked.encode(image), strict=True)):
+        assert (after - before)[..., -1, -1].abs().max() > 1e-3, f"level {level}, at the opposite corner"
+    moved = (looked.encode(corner)[0] - looked.encode(image)[0])[..., -1, -1].abs().max()
+    still = (plain.encode(corner)[0] - plain.encode(image)[0])[..., -1, -1].abs().max()
+    assert moved > 5 * still
+
+
+def test_image_unet_that_does_not_fit_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"image_unet must name the width of each of 4 levels, of sides \(16, 8, 4, 2\), got \(8,\): "
+    ):
+        small(encoder="efficientnet_lite0", image_unet=(8,))
+    with pytest.raises(
+        ValueError, match=r"image_unet must be empty for encoder conv, .* \[8, 4, 2\], got .* from 16, twice"
+    ):
+        small(image_unet=(8, 8, 16, 16))
+
+
+@pytest.mark.parametrize("more", ["look", "blocks", "attention", "all"])
+def test_training_of_a_larger_network_begins_as_the_smaller_one(tmp_path: Path, more: str) -> None:
+    lite = {key: value for key, value in SPLIT.items() if key != "model_encoder_widths"}
+    lite = {**lite, "model_encoder": "efficientnet_lite0", "model_fusion": (8, 8, 16)}
+    added = {
+        "look": {"model_image_unet": (8, 8, 16, 16)},
+        "blocks": {"model_blocks": 3},
+        "attention": {"model_attention_sizes": (8, 4, 2)},
+    }
+    changes = {key: value for name, one in added.items() if more in (name, "all") for key, value in one.items()}
+    start = Trainer(tiny_config(**lite, training_steps=2), tmp_path / "start", cpu=True, progress=False).run().model
+    larger = tiny_config(**{**lite, **changes}, training_steps=2)
+    weights = tmp_path / "start" / "pipeline"
+    trainer = Trainer(larger, tmp_path / "next", init_from=weights, cpu=True, progress=False)
+    trainer._build()
+    image = pictures(3)
+    with torch.no_grad():
+        before, after = (one(*inputs(), one.encode(image)) for one in (start, trainer.model))
+    assert before[:, 0].std() > 0 and len(list(trainer.model.parameters())) > len(list(start.parameters()))
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
+    trained = Trainer(larger, tmp_path / "whole", init_from=weights, cpu=True, progress=False).run().model
+    grown = trainer.model.state_dict()
+    own = set(grown) - set(start.state_dict())
+    assert own and all(
+        not torch.equal(trained.state_dict()[name], grown[name])
+        for name in own
+        if name.endswith(("leave.0.2.weight", "conv2.weight", "to_out.0.weight"))
+    ), "the new layers learn"
+    back = Trainer(
+        tiny_config(**lite, training_steps=1), tmp_path / "b", init_from=tmp_path / "whole" / "pipeline", cpu=True
+    )
+    with pytest.raises(InputError, match="holds another architecture"):
+        back.run()
+
+
 def test_training_with_larger_pictures_starts_from_weights_of_smaller_ones(tmp_path: Path) -> None:
     lite = {key: value for key, value in SPLIT.items() if key != "model_encoder_widths"}
     before = tiny_config(**{**lite, "model_encoder": "efficientnet_lite0"}, training_steps=1)

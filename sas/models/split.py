@@ -2,7 +2,8 @@
 
 The denoiser is a UNet over [noisy mask, cumulative mask]; the encoder's maps, brought to the denoiser's widths once per image, are
 added to its own at every level that has their size. Its last level also says how likely nothing is left to draw. What can be
-worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first.
+worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first, and
+`ImageUNet` looks at the picture once more, more finely.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from collections.abc import Sequence
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.models.resnet import Downsample2D, Upsample2D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import reduce, repeat
 from torch import nn
@@ -23,6 +23,7 @@ from torch.nn import functional
 from sas.io import InputError
 from sas.models.encoder_check import check_maps, declared_maps
 from sas.models.encoders import BUILT_IN, EfficientNetLite0, TimmEncoder, build_encoder
+from sas.models.fusion import Block, Fusion, ImageUNet, attention_over
 
 
 class SplitDenoiser(ModelMixin, ConfigMixin):
@@ -31,8 +32,9 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
     image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0" (to stride 16), "efficientnet_lite0_deep"
     (to stride 32), "timm/NAME" or a registered one; the last two are run once on an empty picture, to see that their maps are as they say.
     encoder_widths: of the "conv" encoder's three maps. fusion: width of each level at which the encoder's maps are fused, from fine to
-    coarse; empty for none. channels: width of each level of the denoiser; each after the first halves the resolution. blocks: residual
-    blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
+    coarse; empty for none. image_unet: widths of an `ImageUNet`, whose first level has twice the side of the denoiser's first and whose
+    others are the levels at which the encoder has maps; empty for none. channels: width of each level of the denoiser; each after the
+    first halves the resolution. blocks: residual blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
     patch: side of the pixel blocks folded into channels at its input and unfolded at its output.
     Output channels: the mask's, then "stop", a logit that no layer is left, the same at every pixel.
     """
@@ -49,6 +51,7 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
         encoder: str = "conv",
         encoder_widths: Sequence[int] = (32, 64, 128),
         fusion: Sequence[int] = (),
+        image_unet: Sequence[int] = (),
         channels: Sequence[int] = (48, 96, 160, 192),
         blocks: int = 1,
         attention_sizes: Sequence[int] = (8, 4),
@@ -84,6 +87,24 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
                 f"{tuple(fusion)}: each map must have half the side of the one before"
             )
         self.fuse = Fusion([channels[level] for level in given], fusion, groups=norm_groups) if fusion else None
+        self.look = None
+        if image_unet:
+            finer = [2 * side, *sides[: len(given)]]
+            entries = [
+                (*_place(image_size, stride, finer, encoder), width)
+                for stride, width in zip(strides, widths, strict=True)
+            ]
+            if given != list(range(len(given))) or min(level for level, _, _ in entries):
+                raise ValueError(
+                    f"image_unet must be empty for encoder {encoder}, whose maps are of sides {[image_size // stride for stride in strides]}, "
+                    f"got {tuple(image_unet)}: it needs one of each side from {2 * side}, twice that of the denoiser's first level, to the coarsest"
+                )
+            if len(image_unet) != len(finer):
+                raise ValueError(
+                    f"image_unet must name the width of each of {len(finer)} levels, of sides {tuple(finer)}, got {tuple(image_unet)}: change it, "
+                    "or leave it empty"
+                )
+            self.look = ImageUNet(entries, [channels[level] for level in given], image_unet, groups=norm_groups)
 
         time_width = 4 * channels[0]
         self.time = nn.Sequential(
@@ -91,15 +112,11 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
             TimestepEmbedding(channels[0], time_width),
         )
 
-        def block(before: int, width: int) -> _Block:
-            return _Block(before, width, groups=norm_groups, time_width=time_width)
+        def block(before: int, width: int) -> Block:
+            return Block(before, width, groups=norm_groups, time_width=time_width)
 
         def attention(width: int, at: int) -> nn.Module:
-            if at not in set(attention_sizes):
-                return nn.Identity()
-            return Attention(
-                width, heads=max(1, width // 32), dim_head=32, bias=True, norm_num_groups=norm_groups, residual_connection=True
-            )  # fmt: skip
+            return attention_over(width, groups=norm_groups) if at in set(attention_sizes) else nn.Identity()
 
         self.stem = nn.Conv2d(2 * patch**2, channels[0], 3, padding=1)
         self.down, self.down_attention, self.shrink = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -150,11 +167,16 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
                 "bring it to the model's size with sas.geometry.Geometry"
             )
         levels: dict[int, torch.Tensor] = {}
-        for (level, fold), neck, found in zip(self.places, self.necks, self.image_encoder(image), strict=True):
-            added = neck(functional.pixel_unshuffle(found, fold))
+        found = self.image_encoder(image)
+        for (level, fold), neck, one in zip(self.places, self.necks, found, strict=True):
+            added = neck(functional.pixel_unshuffle(one, fold))
             levels[level] = levels[level] + added if level in levels else added
         maps = [levels[level] for level in sorted(levels)]
-        return tuple(self.fuse(maps) if self.fuse is not None else maps)
+        if self.fuse is not None:
+            maps = self.fuse(maps)
+        if self.look is not None:
+            maps = self.look(found, maps)
+        return tuple(maps)
 
     def forward(
         self, noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, features: tuple[torch.Tensor, ...]
@@ -187,66 +209,6 @@ class SplitDenoiser(ModelMixin, ConfigMixin):
         mask = functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), patch)
         stop = self.stop(reduce(functional.silu(deep), "m c h w -> m c", "mean"))
         return torch.cat([mask, repeat(stop, "m 1 -> m 1 h w", h=mask.shape[-2], w=mask.shape[-1])], dim=1)
-
-
-class Fusion(nn.Module):
-    """Maps of one picture that see each other: from coarse to fine, with residual blocks at each and attention at the coarser ones.
-
-    channels: of the maps, from fine to coarse; each has half the side of the one before. widths: inside, at each map. What comes out has
-    the maps' shapes and is added to them; before training it is zero.
-    """
-
-    def __init__(self, channels: Sequence[int], widths: Sequence[int], *, groups: int) -> None:
-        super().__init__()
-        self.enter, self.grow, self.blocks, self.leave = (nn.ModuleList() for _ in range(4))
-        for level, (channel, width) in enumerate(zip(channels, widths, strict=True)):
-            coarsest = level == len(widths) - 1
-            self.enter.append(nn.Conv2d(channel, width, 1))
-            self.grow.append(
-                nn.Identity() if coarsest else Upsample2D(widths[level + 1], use_conv=True, out_channels=width)
-            )
-            layers: list[nn.Module] = []
-            for _ in range(2):
-                layers.append(_Block(width, width, groups=groups))
-                if level > 0:  # at the finest map attention costs more than all the rest
-                    layers.append(
-                        Attention(
-                            width, heads=max(1, width // 32), dim_head=32, bias=True, norm_num_groups=groups, residual_connection=True
-                        )
-                    )  # fmt: skip
-            self.blocks.append(nn.Sequential(*layers))
-            leave = nn.Conv2d(width, channel, 1)
-            nn.init.zeros_(leave.weight)
-            nn.init.zeros_(leave.bias)  # type: ignore[arg-type]
-            self.leave.append(leave)
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Maps of float (B, channels[i], side_i, side_i), from fine to coarse -> the same, each with what the others know."""
-        fused = list(maps)
-        h: torch.Tensor | None = None
-        for level in reversed(range(len(maps))):
-            entered = self.enter[level](maps[level])
-            h = self.blocks[level](entered if h is None else entered + self.grow[level](h))
-            fused[level] = maps[level] + self.leave[level](h)
-        return fused
-
-
-class _Block(ResnetBlock2D):
-    """diffusers' residual block, with or without a time, that makes fewer copies where no gradient is wanted. Values are the same."""
-
-    def __init__(self, before: int, width: int, *, groups: int, time_width: int | None = None) -> None:
-        super().__init__(in_channels=before, out_channels=width, temb_channels=time_width, groups=groups, eps=1e-5)  # type: ignore[arg-type]
-
-    def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
-        """float (B, before, h, w), and with a time float (B, time_width) -> float (B, width, h, w)."""
-        inplace = not torch.is_grad_enabled()
-        h = self.conv1(functional.silu(self.norm1(x), inplace=inplace))
-        if time is not None:
-            shift = self.time_emb_proj(functional.silu(time))[:, :, None, None]  # type: ignore[misc]
-            h = h.add_(shift) if inplace else h + shift
-        h = self.conv2(functional.silu(self.norm2(h), inplace=inplace))
-        short_cut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return h.add_(short_cut) if inplace else h + short_cut
 
 
 def _place(image_size: int, stride: int, sides: Sequence[int], encoder: str) -> tuple[int, int]:
