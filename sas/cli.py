@@ -380,7 +380,6 @@ def _average(options: Average) -> int:
         from sas.averaging import average_weights
         from sas.factory import data_split, validation_batch
         from sas.pretrained import check_folder_to_save
-        from sas.training import shrink_weights
         from sas.validation import calibrate_stop
 
     check_folder_to_save(Path(options.out), name="--out")
@@ -401,8 +400,7 @@ def _average(options: Average) -> int:
                 f"--calibrate {options.calibrate} must name validation scenes that list all their objects, got none; leave it out"
             )
         pipe.register_to_config(stop_scale=calibration[0], stop_shift=calibration[1])
-    shrink_weights(pipe.model, options.saved_weights)
-    pipe.save_pretrained(options.out)
+    pipe.save_pretrained(options.out, saved_weights=options.saved_weights)
     _tell(f"average of {len(options.weights)} weights -> {options.out}")
     return 0
 

@@ -199,7 +199,7 @@ class Average:
     """Two or more pipeline folders, training folders, hub ids, or "default"; sampling defaults and calibration are those of the first."""
     out: str
     """Pipeline folder to write: a new or empty one, or a pipeline, which is replaced."""
-    saved_weights: Literal["float32", "float16", "float8"] = "float32"
+    saved_weights: Literal["float32", "float16", "int8"] = "float32"
     """Precision on disk."""
     calibrate: str | None = None
     """Training configuration on whose validation scenes the stop probability is calibrated again."""

@@ -353,8 +353,8 @@ class LoggingSettings(Settings):
     """Trackers beside metrics.jsonl. wandb works offline unless told otherwise."""
     project: str = "sas"
     """Project name for the trackers."""
-    saved_weights: Literal["float32", "float16", "float8"] = "float32"
-    """Precision of the saved pipeline; float8 stores large matrices in 8 bits (e4m3) and the rest in 16."""
+    saved_weights: Literal["float32", "float16", "int8"] = "float32"
+    """Precision of the saved pipeline; int8 stores matrices as 8-bit integers with a scale for each output channel, and the rest in 16 bits."""
 
 
 class Config(Settings):

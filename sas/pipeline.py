@@ -39,6 +39,7 @@ from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
 from sas.schedulers import check_scheduler
 from sas.seeding import generator_for
+from sas.storage import Precision, store
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +160,14 @@ class SASPipeline(DiffusionPipeline):
             pipe.register_to_config(model_id=folder.name)
         return pipe
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, saved_weights: Precision = "float32", **kwargs: Any
+    ) -> None:
         """Write the pipeline folder (safetensors, configuration, defaults, MANIFEST.json); it appears when it is complete. An earlier pipeline there
-        is replaced, and other files beside it stay, such as a model card."""
+        is replaced, and other files beside it stay, such as a model card.
+
+        saved_weights: "float32" keeps them as they are, "float16" and "int8" round them (`sas.storage`); the pipeline in memory stays.
+        """
         if kwargs.pop("safe_serialization", True) is not True:
             raise InputError("safe_serialization must be True, got False; pipelines are saved as safetensors only")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
@@ -173,6 +179,8 @@ class SASPipeline(DiffusionPipeline):
         check_folder_to_save(Path(save_directory), name="save_directory")
         with atomic_folder(Path(save_directory), own=OWN_FILES) as folder:
             super().save_pretrained(str(folder), safe_serialization=True, **kwargs)
+            for file in folder.rglob("*.safetensors"):
+                store(file, saved_weights)
             mode = (folder / "model_index.json").stat().st_mode
             for file in folder.rglob("*.safetensors"):
                 file.chmod(mode)  # safetensors lets nobody but the owner read

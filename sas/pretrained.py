@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from sas.io import InputError, check_replaceable, read_json
 from sas.manifest import CheckpointError, refuse_pickle, verify_manifest
+from sas.storage import SCALE, stored_names
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default"
 
@@ -62,10 +62,9 @@ def verify_weights(folder: Path) -> None:
 
 def check_tensors(folder: Path, model: torch.nn.Module) -> None:
     """InputError unless the files hold the network's tensors and no others: diffusers fills gaps with random numbers."""
-    stored: set[str] = set()
-    for file in (folder / "model").glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            stored |= set(tensors.keys())
+    stored = {
+        name.removesuffix(SCALE) for file in (folder / "model").glob("*.safetensors") for name in stored_names(file)
+    }
     if wrong := sorted(stored ^ set(model.state_dict())):
         raise InputError(
             f"weights {folder} do not fit the architecture in model/config.json (first difference: {wrong[0]}); "

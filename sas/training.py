@@ -438,8 +438,7 @@ class Trainer:
                 tracking.write_picture(self.step, "samples", picture)
             if scores.score > self.best or not (self.out / "pipeline" / "model_index.json").exists():
                 self.best = scores.score
-                shrink_weights(pipe.model, cadence.saved_weights)
-                pipe.save_pretrained(self.out / "pipeline")
+                pipe.save_pretrained(self.out / "pipeline", saved_weights=cadence.saved_weights)
         self.accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------------ small parts
@@ -503,19 +502,6 @@ def learning_rate(step: int, training: TrainingSettings) -> float:
         "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
     }
     return training.learning_rate * shape[training.schedule](min(done, 1.0))
-
-
-def shrink_weights(model: nn.Module, kind: Literal["float32", "float16", "float8"]) -> None:
-    """Round the weights for saving, in place; they are loaded as float32 whatever the file holds.
-
-    "float8" stores matrices of 50,000 numbers or more in 8 bits (e4m3: 3 % of rounding each), the rest in 16.
-    """
-    for parameter in model.parameters():
-        large = parameter.ndim > 1 and parameter.numel() >= 50_000
-        if kind == "float8" and large:
-            parameter.data = parameter.data.to(torch.float8_e4m3fn)
-        elif kind != "float32":
-            parameter.data = parameter.data.to(torch.float16)
 
 
 def sample_grid(batch: SceneBatch, scores: Validation, *, count: int = 8) -> np.ndarray:

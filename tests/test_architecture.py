@@ -14,7 +14,18 @@ ROOT = Path(__file__).parent.parent / "sas"
 # A module imports only from strictly lower ranks; inside `data` and `models`, from its own package too, without cycles.
 RANKS = {
     0: ("masks", "geometry", "io", "seeding", "config", "provenance", "optimizer", "imports"),
-    1: ("order", "pictures", "visualize", "distributed", "refine", "manifest", "catalog", "result_files", "schedulers"),
+    1: (
+        "order",
+        "pictures",
+        "visualize",
+        "distributed",
+        "refine",
+        "manifest",
+        "catalog",
+        "result_files",
+        "schedulers",
+        "storage",
+    ),
     2: ("scene", "overview", "ensemble", "checkpoint", "run_lock", "optimizer_state", "pretrained", "tracking"),
     3: ("result", "items", "metrics", "models"),
     4: ("data", "diffusion", "layerloop"),

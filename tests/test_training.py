@@ -30,6 +30,7 @@ from sas.pipeline import SASPipeline
 from sas.run_lock import lock_run
 from sas.scene import Scene, SceneBatch, collate
 from sas.seeding import Keys
+from sas.storage import restored, shrunk
 from sas.training import NonFiniteError, Trainer, _split, learning_rate, sample_grid
 
 GOLDEN = Path(__file__).parent / "golden" / "loss.json"
@@ -210,12 +211,18 @@ def test_pipeline_holds_the_averaged_weights(scenes: str, tmp_path: Path) -> Non
         assert np.array_equal(saved(image).members, returned(image).members)
 
 
-@pytest.mark.parametrize("kind", ["float16", "float8"])
-def test_saved_weights(kind: str, scenes: str, tmp_path: Path) -> None:
-    train(tiny_config(data_scenes=scenes, training_steps=1, logging_saved_weights=kind), tmp_path / "run")
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+def test_saved_weights(kind: Any, scenes: str, tmp_path: Path) -> None:
+    config = tiny_config(data_scenes=scenes, training_steps=1, logging_saved_weights=kind, model_channels=(16, 16))
+    model = train(config, tmp_path / "run")._pipeline().model
     stored = load_file(next((tmp_path / "run" / "pipeline" / "model").glob("*.safetensors")))
-    assert {value.dtype for value in stored.values()} == {torch.float16}
-    assert SASPipeline.from_pretrained(tmp_path / "run").model.dtype == torch.float32
+    kinds = {torch.float16} if kind == "float16" else {torch.float16, torch.int8, torch.float32}
+    assert {value.dtype for value in stored.values()} == kinds
+    again = SASPipeline.from_pretrained(tmp_path / "run").model
+    assert again.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        expected = restored(shrunk({name: value}, kind))[name]
+        assert torch.equal(again.state_dict()[name], expected.float())
 
 
 def test_best_weights_stay(scenes: str, tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from sas.io import InputError
 from sas.models.encoder_check import check_maps, declared_maps
 from sas.models.encoders import BUILT_IN, EfficientNetLite0, TimmEncoder, build_encoder
 from sas.models.fusion import Block, Fusion, ImageUNet, attention_over
+from sas.storage import StoredSmall
 
 
-class SplitDenoiser(ModelMixin, ConfigMixin):
+class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
     """Image encoder and light mask denoiser.
 
     image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0" (to stride 16), "efficientnet_lite0_deep"

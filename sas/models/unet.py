@@ -12,8 +12,10 @@ from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from torch.nn import functional
 
+from sas.storage import StoredSmall
 
-class ConcatUNet(ModelMixin, ConfigMixin):
+
+class ConcatUNet(StoredSmall, ModelMixin, ConfigMixin):
     """UNet denoiser that sees image, cumulative mask and noisy mask as channels of one input.
 
     size: side of image and mask, pixels. channels: width of each level; each level after the first halves the resolution.

@@ -1,0 +1,69 @@
+"""Weights stored in fewer bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_config
+
+from sas import SASPipeline
+from sas.factory import build_model, build_pipeline
+from sas.models import ConcatUNet
+from sas.storage import SCALE, restored, shrunk
+
+
+def make_pipe() -> SASPipeline:
+    config = tiny_config(model_channels=(16, 32))
+    model = build_model(config)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return build_pipeline(config, model.eval(), model_id="tiny")
+
+
+def test_integers_are_off_by_half_a_step_of_their_channel() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(20, 8, 3, 3) * torch.logspace(-6, 3, 20)[:, None, None, None]
+    matrix[3] = 0
+    small = {"matrix": matrix, "few": torch.randn(3, 3), "long": torch.randn(5000), "steps": torch.tensor([70_000])}
+    stored = shrunk(small, "int8")
+    assert {name: value.dtype for name, value in stored.items()} == {
+        "matrix": torch.int8, "matrix" + SCALE: torch.float32, "few": torch.float16, "long": torch.float16, "steps": torch.int64,
+    }  # fmt: skip
+    back = restored(stored)
+    assert back.keys() == small.keys()
+    largest = matrix.flatten(1).abs().amax(dim=1)
+    off = (back["matrix"] - matrix).flatten(1).abs().amax(dim=1)
+    assert bool((off <= largest / 254 * 1.001).all()) and bool((off[largest > 0] > 0).all())
+    assert torch.equal(back["steps"], small["steps"]) and not back["matrix"][3].any()
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_pipeline_comes_back_and_the_one_in_memory_stays(precision: str, tmp_path: Path) -> None:
+    pipe = make_pipe()
+    before = {name: value.clone() for name, value in pipe.model.state_dict().items()}
+    pipe.save_pretrained(tmp_path / "small", saved_weights=precision)
+    assert all(torch.equal(value, before[name]) for name, value in pipe.model.state_dict().items())
+    expected = restored(shrunk(before, precision))
+    for dtype in (torch.float32, torch.float64):
+        again = SASPipeline.from_pretrained(tmp_path / "small", dtype=dtype)
+        assert again.dtype == dtype
+        for name, value in again.model.state_dict().items():
+            assert torch.equal(value, expected[name].to(dtype)), name
+    alone = ConcatUNet.from_pretrained(tmp_path / "small", subfolder="model")
+    assert all(torch.equal(value, expected[name].float()) for name, value in alone.state_dict().items())
+    again.save_pretrained(tmp_path / "again", saved_weights=precision)
+    first, second = (load_file(next((tmp_path / n / "model").glob("*.safetensors"))) for n in ("small", "again"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items()), "rounding twice is rounding once"
+
+
+def test_size(tmp_path: Path) -> None:
+    pipe = make_pipe()
+    sizes = []
+    for precision in ("float32", "float16", "int8"):
+        pipe.save_pretrained(tmp_path / precision, saved_weights=precision)
+        sizes.append(next((tmp_path / precision / "model").glob("*.safetensors")).stat().st_size)
+    assert sizes[1] < 0.55 * sizes[0] and sizes[2] < 0.65 * sizes[1]
