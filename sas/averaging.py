@@ -69,8 +69,12 @@ def average_weights(weights: Sequence[str | Path | None]) -> SASPipeline:
 
 
 def _plan(pipe: SASPipeline) -> tuple[type, dict[str, Any]]:
-    """What a network is built from, without what the library notes beside it."""
-    return type(pipe.model), {name: value for name, value in pipe.model.config.items() if not name.startswith("_")}
+    """What a network is built from, without what the library notes beside it; lists, which JSON makes of tuples, as tuples."""
+    return type(pipe.model), {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in pipe.model.config.items()
+        if not name.startswith("_")
+    }
 
 
 def _settings(first: SASPipeline, other: SASPipeline) -> Iterator[tuple[str, Any, Any]]:

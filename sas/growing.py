@@ -25,7 +25,7 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     What leads to the denoiser may be new: a `Fusion` or `ImageUNet` that the saved network has not, or of other levels or widths, which
     add nothing before they are trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if `pretrained`), of
     which EfficientNet-lite0 and its deep variant take over what they share. So may the denoiser's further residual blocks and attention,
-    whose last layers are set to zero: the network begins as the one it grew from.
+    whose last layers are set to zero: a network that has only gained parts begins as the one it grew from.
     """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
@@ -39,10 +39,14 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     new = [name for name in own if name.startswith(begins)]
     wrong = [n for n in own if n not in new and (n not in saved or saved[n].shape != own[n].shape)]
     wrong += [n for n in saved if n not in own]
+    networks: tuple[Any, Any] = (pipe.model, model)
+    groups = [one.config.get("norm_groups") for one in networks]
+    if groups[0] != groups[1]:
+        wrong.insert(0, f"norm_groups {groups[0]} and not {groups[1]}")
     if wrong:
         raise InputError(
             f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with "
-            "(configs/release.yaml for the shipped weights)"
+            "(configs/release.yaml for the shipped weights), which may gain blocks and attention but not lose them"
         )
     if pretrained and any(n.startswith("image_encoder.") for n in new):
         model.load_pretrained_encoder()  # type: ignore[operator]
@@ -51,7 +55,10 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     if new:
         parts = ", ".join(sorted({n.split(".")[0] for n in new}))
         logger.info(
-            "init_from %s lacks parts of this network, which begin anew: %s (%d tensors)", weights, parts, len(new)
+            "init_from %s lacks parts of this network, or has others, which begin anew: %s (%d tensors)",
+            weights,
+            parts,
+            len(new),
         )
     return pipe.config.stop_scale, pipe.config.stop_shift
 

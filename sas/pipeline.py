@@ -39,7 +39,7 @@ from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
 from sas.schedulers import check_scheduler
 from sas.seeding import generator_for
-from sas.storage import Precision, store
+from sas.storage import Precision, check_precision, store
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,8 @@ class SASPipeline(DiffusionPipeline):
 
     # ------------------------------------------------------------------ loading and saving
 
+    _saved_weights: Precision = "float32"
+
     @classmethod
     def from_pretrained(cls, weights: str | Path | None = None, **kwargs: Any) -> SASPipeline:  # type: ignore[override]
         """Load a pipeline: the shipped weights (nothing given), a pipeline folder, a training folder, or a hub id.
@@ -161,13 +163,16 @@ class SASPipeline(DiffusionPipeline):
         return pipe
 
     def save_pretrained(
-        self, save_directory: str | Path, *, saved_weights: Precision = "float32", **kwargs: Any
+        self, save_directory: str | Path, *, saved_weights: Precision | None = None, **kwargs: Any
     ) -> None:
         """Write the pipeline folder (safetensors, configuration, defaults, MANIFEST.json); it appears when it is complete. An earlier pipeline there
         is replaced, and other files beside it stay, such as a model card.
 
-        saved_weights: "float32" keeps them as they are, "float16" and "int8" round them (`sas.storage`); the pipeline in memory stays.
+        saved_weights: "float32" (the default) keeps them as they are, "float16" and "int8" round them (`sas.storage`); the pipeline in memory
+        stays.
         """
+        precision = saved_weights or self._saved_weights
+        check_precision(precision, self.model)
         if kwargs.pop("safe_serialization", True) is not True:
             raise InputError("safe_serialization must be True, got False; pipelines are saved as safetensors only")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
@@ -180,7 +185,7 @@ class SASPipeline(DiffusionPipeline):
         with atomic_folder(Path(save_directory), own=OWN_FILES) as folder:
             super().save_pretrained(str(folder), safe_serialization=True, **kwargs)
             for file in folder.rglob("*.safetensors"):
-                store(file, saved_weights)
+                store(file, precision)
             mode = (folder / "model_index.json").stat().st_mode
             for file in folder.rglob("*.safetensors"):
                 file.chmod(mode)  # safetensors lets nobody but the owner read
@@ -188,7 +193,11 @@ class SASPipeline(DiffusionPipeline):
                 forget_folder(file)
             write_manifest(folder)
         if push:
-            self.push_to_hub(repo_id, variant=kwargs.get("variant"), **upload)
+            self._saved_weights = precision  # it saves once more
+            try:
+                self.push_to_hub(repo_id, variant=kwargs.get("variant"), **upload)
+            finally:
+                self._saved_weights = "float32"
 
     @property
     def device(self) -> torch.device:

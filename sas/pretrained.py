@@ -11,7 +11,7 @@ import torch
 
 from sas.io import InputError, check_replaceable, read_json
 from sas.manifest import CheckpointError, refuse_pickle, verify_manifest
-from sas.storage import SCALE, stored_names
+from sas.storage import SCALE, StoredSmall, stored_names
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default"
 
@@ -62,8 +62,9 @@ def verify_weights(folder: Path) -> None:
 
 def check_tensors(folder: Path, model: torch.nn.Module) -> None:
     """InputError unless the files hold the network's tensors and no others: diffusers fills gaps with random numbers."""
+    suffix = SCALE if isinstance(model, StoredSmall) else ""
     stored = {
-        name.removesuffix(SCALE) for file in (folder / "model").glob("*.safetensors") for name in stored_names(file)
+        name.removesuffix(suffix) for file in (folder / "model").glob("*.safetensors") for name in stored_names(file)
     }
     if wrong := sorted(stored ^ set(model.state_dict())):
         raise InputError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from sas.io import InputError
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -20,16 +22,28 @@ SMALLEST = 1000
 
 
 class StoredSmall:
-    """What makes a diffusers model read the files that `store` wrote; it stands before `ModelMixin`, which a model's module must import by this
-    name: diffusers looks for it there."""
+    """What makes a diffusers model read the files that `store` wrote; named before `ModelMixin` among a network's classes.
+
+    (The network's module must import `ModelMixin` under this name: diffusers looks for it there.)
+    """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As diffusers' method of this name."""
+        """As diffusers' method of this name. InputError for weights of 8-bit integers named by a hub id."""
+        load = super().from_pretrained  # type: ignore[misc]
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if not folder.is_dir():
+            wanted = kwargs.pop("output_loading_info", False)
+            model, notes = load(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+            if any(name.endswith(SCALE) for name in notes["unexpected_keys"]):
+                raise InputError(
+                    f"weights {pretrained_model_name_or_path} are stored as 8-bit integers, which are read from a folder alone; "
+                    "use SASPipeline.from_pretrained, or download them first"
+                )
+            return (model, notes) if wanted else model
         files = sorted(folder.glob("*.safetensors"))
         if not any(name.endswith(SCALE) for file in files for name in stored_names(file)):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+            return load(pretrained_model_name_or_path, **kwargs)
         kwargs.pop("subfolder", None)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as whole:
             for file in folder.iterdir():
@@ -37,7 +51,22 @@ class StoredSmall:
                     save_file(restored(load_file(file)), Path(whole, file.name), metadata={"format": "pt"})
                 elif file.is_file():
                     shutil.copy(file, whole)
-            return super().from_pretrained(whole, **kwargs)  # type: ignore[misc]
+            loaded = load(whole, **kwargs)
+            for tensor in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+                tensor.data = tensor.data.clone()  # what is read may still lie in the file, which goes away
+            return loaded
+
+
+def check_precision(precision: str, model: object) -> None:
+    """InputError for a precision that is not known, or that a network could not be read back from."""
+    known = get_args(Precision)
+    if precision not in known:
+        raise InputError(f"saved_weights must be one of {', '.join(known)}, got {precision!r}; choose one of them")
+    if precision == "int8" and not isinstance(model, StoredSmall):
+        raise InputError(
+            f"saved_weights must be float32 or float16 for a network of class {type(model).__name__}, got 'int8'; or let the class inherit from "
+            "sas.storage.StoredSmall before ModelMixin"
+        )
 
 
 def store(file: Path, precision: Precision) -> None:
@@ -52,27 +81,37 @@ def stored_names(file: Path) -> list[str]:
         return list(tensors.keys())
 
 
-def shrunk(tensors: dict[str, torch.Tensor], precision: Precision) -> dict[str, torch.Tensor]:
-    """Tensors as they are stored: matrices of at least `SMALLEST` numbers as `precision` says, other floats in half precision.
+def shrunk(tensors: dict[str, torch.Tensor], precision: Literal["float16", "int8"]) -> dict[str, torch.Tensor]:
+    """Tensors as they are stored: with int8 matrices of at least `SMALLEST` numbers as integers, all other floats in half precision.
 
-    int8: each output channel's largest magnitude becomes 127, so that a weight is off by at most 1/254 of it.
+    Each output channel's largest magnitude becomes 127, so that a weight is off by at most 1/254 of it. InputError for a tensor with values
+    that are not finite, or too large for half precision.
     """
     small = {}
     for name, value in tensors.items():
-        if precision == "int8" and value.is_floating_point() and value.ndim > 1 and value.numel() >= SMALLEST:
+        if not value.is_floating_point():
+            small[name] = value
+        elif precision == "int8" and value.ndim > 1 and value.numel() >= SMALLEST:
             rows = value.float()
             scale = rows.flatten(1).abs().amax(dim=1).clamp(min=1e-30).reshape(-1, *[1] * (value.ndim - 1)) / 127
             small[name], small[name + SCALE] = (rows / scale).round().to(torch.int8), scale
-        elif precision != "float32" and value.is_floating_point():
-            small[name] = value.to(torch.float16)
         else:
-            small[name] = value
+            small[name] = value.to(torch.float16)
+    for name, value in small.items():
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(
+                f"saved_weights {precision} needs finite weights of at most 65504, got others in {name.removesuffix(SCALE)}; look at the weights, "
+                "or save them as float32"
+            )
     return {name: value.contiguous() for name, value in small.items()}
 
 
 def restored(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `shrunk` left of the tensors, integers brought back to float32."""
-    whole = {name: value for name, value in tensors.items() if not name.endswith(SCALE)}
-    for name in tensors.keys() - whole.keys():
-        whole[name.removesuffix(SCALE)] = tensors[name] * tensors[name.removesuffix(SCALE)].float()
+    """What `shrunk` left of the tensors; floats and integers with a scale as float32."""
+    whole = {}
+    for name, value in tensors.items():
+        if name + SCALE in tensors:
+            whole[name] = value.float() * tensors[name + SCALE]
+        elif not name.endswith(SCALE):
+            whole[name] = value.float() if value.is_floating_point() else value
     return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sas.averaging import average_weights
 from sas.config import Config
 from sas.factory import build_model, build_pipeline, build_validation
 from sas.io import InputError
+from sas.manifest import write_manifest
 from sas.models import register_encoder
 from sas.pipeline import SASPipeline
 from sas.validation import calibrate_stop
@@ -115,6 +117,18 @@ def test_the_same_shapes_built_otherwise(tmp_path: Path) -> None:
     one, other = saved(tmp_path / "one", seed=1), saved(tmp_path / "other", seed=1, model_norm_groups=2)
     with pytest.raises(InputError, match=rf"weights {other} are of another architecture than {one}"):
         average_weights([one, other])
+
+
+def test_weights_saved_before_a_setting_was_known(tmp_path: Path) -> None:
+    settings = {**SPLIT, "model_attention_sizes": ()}
+    one, other = saved(tmp_path / "one", seed=1, **settings), saved(tmp_path / "other", seed=2, **settings)
+    file = one / "model" / "config.json"
+    config = json.loads(file.read_text())
+    del config["image_unet"], config["attention_sizes"]
+    file.write_text(json.dumps({**config, "attention_sizes": []}))
+    write_manifest(one)
+    for pair in ([one, other], [other, one]):
+        average_weights(pair)
 
 
 def test_another_schedule(tmp_path: Path) -> None:

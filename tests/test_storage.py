@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import ModelMixin
 from safetensors.torch import load_file
 from tiny import tiny_config
 
 from sas import SASPipeline
 from sas.factory import build_model, build_pipeline
+from sas.io import InputError
 from sas.models import ConcatUNet
 from sas.storage import SCALE, restored, shrunk
 
@@ -58,6 +60,64 @@ def test_a_pipeline_comes_back_and_the_one_in_memory_stays(precision: str, tmp_p
     again.save_pretrained(tmp_path / "again", saved_weights=precision)
     first, second = (load_file(next((tmp_path / n / "model").glob("*.safetensors"))) for n in ("small", "again"))
     assert all(torch.equal(value, second[name]) for name, value in first.items()), "rounding twice is rounding once"
+
+
+def test_everything_is_read_as_one_type(tmp_path: Path) -> None:
+    make_pipe().save_pretrained(tmp_path / "small", saved_weights="int8")
+    again = SASPipeline.from_pretrained(tmp_path / "small", low_cpu_mem_usage=False)
+    assert {value.dtype for value in again.model.state_dict().values()} == {torch.float32}
+
+
+def test_the_hub_gets_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[set[torch.dtype]] = []
+
+    def upload(self: SASPipeline, folder: Path, *_: object, **__: object) -> None:
+        file = next((Path(folder) / "model").glob("*.safetensors"))
+        pushed.append({value.dtype for value in load_file(file).values()})
+
+    monkeypatch.setattr(SASPipeline, "_upload_folder", upload)
+    monkeypatch.setattr(
+        "diffusers.utils.hub_utils.create_repo", lambda *_, **__: type("Url", (), {"repo_id": "me/small"})()
+    )
+    monkeypatch.setattr("diffusers.utils.hub_utils.load_or_create_model_card", lambda *_, **__: None, raising=False)
+    monkeypatch.setattr("diffusers.utils.hub_utils.populate_model_card", lambda card: NoCard(), raising=False)
+    pipe = make_pipe()
+    pipe.save_pretrained(tmp_path / "small", saved_weights="int8", push_to_hub=True, repo_id="me/small")
+    assert pushed == [{torch.int8, torch.float16, torch.float32}]
+    pipe.save_pretrained(tmp_path / "large")
+    stored = load_file(next((tmp_path / "large" / "model").glob("*.safetensors")))
+    assert {value.dtype for value in stored.values()} == {torch.float32}
+
+
+class NoCard:
+    def save(self, path: str) -> None:
+        Path(path).write_text("")
+
+
+def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    pipe = make_pipe()
+    with pytest.raises(InputError, match=r"saved_weights must be one of float32, float16, int8, got 'float8'; choose"):
+        pipe.save_pretrained(tmp_path / "out", saved_weights="float8")  # type: ignore[arg-type]
+    with torch.no_grad():
+        pipe.model.unet.conv_in.weight[0, 0, 0, 0] = float("nan")
+        pipe.model.unet.conv_in.bias[0] = 1e5
+    for precision in ("float16", "int8"):
+        with pytest.raises(InputError, match=rf"saved_weights {precision} needs finite weights .* in unet\.conv_in\."):
+            pipe.save_pretrained(tmp_path / "out", saved_weights=precision)
+    pipe.model = torch.nn.Linear(3, 3)
+    with pytest.raises(InputError, match="must be float32 or float16 for a network of class Linear, got 'int8'"):
+        pipe.save_pretrained(tmp_path / "out", saved_weights="int8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_integers_of_a_hub_id_are_refused_and_not_taken_for_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = {"unexpected_keys": ["a.weight" + SCALE], "missing_keys": []}
+    monkeypatch.setattr(ModelMixin, "from_pretrained", classmethod(lambda cls, *_, **__: (object(), notes)))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="weights me/small are stored as 8-bit integers, .* a folder alone"):
+        ConcatUNet.from_pretrained("me/small", subfolder="model")
 
 
 def test_size(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ class ImageUNet(nn.Module):
 
     entries: of each map of the encoder, the level that it goes to, the side of the pixel blocks folded into its channels to fit there, and
     its width. channels: of the fused maps, which enter at all levels but the first, and leave there. widths: of the levels; each after
-    the first has half the side of the one before. What comes out is added to the fused maps; before training it is zero.
+    the first has half the side of the one before; attention runs at all but the two finest. What comes out is added to the
+    fused maps; before training it is zero.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ImageUNet(nn.Module):
         self.shrink, self.down, self.grow, self.up, self.leave = (nn.ModuleList() for _ in range(5))
 
         def blocks(level: int) -> nn.Sequential:
+            # at the two finest levels attention would cost more than all the rest
             one = Block(widths[level], widths[level], groups=groups)
             return nn.Sequential(one, attention_over(widths[level], groups=groups)) if level > 1 else nn.Sequential(one)
 

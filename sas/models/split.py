@@ -91,20 +91,21 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         self.look = None
         if image_unet:
             finer = [2 * side, *sides[: len(given)]]
-            entries = [
-                (*_place(image_size, stride, finer, encoder), width)
-                for stride, width in zip(strides, widths, strict=True)
-            ]
-            if given != list(range(len(given))) or min(level for level, _, _ in entries):
+            found = [image_size // stride for stride in strides]
+            if given != list(range(len(given))) or not {2 * side, 4 * side} & set(found):
                 raise ValueError(
-                    f"image_unet must be empty for encoder {encoder}, whose maps are of sides {[image_size // stride for stride in strides]}, "
-                    f"got {tuple(image_unet)}: it needs one of each side from {2 * side}, twice that of the denoiser's first level, to the coarsest"
+                    f"image_unet must be empty for encoder {encoder}, whose maps are of sides {found}, got {tuple(image_unet)}: it needs one of side "
+                    f"{2 * side} or {4 * side}, and one for each level of the denoiser from its first to the coarsest that has one"
                 )
             if len(image_unet) != len(finer):
                 raise ValueError(
                     f"image_unet must name the width of each of {len(finer)} levels, of sides {tuple(finer)}, got {tuple(image_unet)}: change it, "
                     "or leave it empty"
                 )
+            entries = [
+                (*_place(image_size, stride, finer, encoder), width)
+                for stride, width in zip(strides, widths, strict=True)
+            ]
             self.look = ImageUNet(entries, [channels[level] for level in given], image_unet, groups=norm_groups)
 
         time_width = 4 * channels[0]
