@@ -205,11 +205,14 @@ def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
             small = images_like(pipe, 1, 128)
             works["image encoder alone, 128 x 128"] = lambda: model.image_encoder(small)
         if getattr(model, "fuse", None) is not None:
-            maps = [torch.zeros_like(part[:1], memory_format=torch.channels_last) for part in features]
+            maps = [
+                torch.zeros_like(part[:1], memory_format=torch.channels_last)
+                for part in features[: len(model.fuse.enter)]
+            ]
             works["fusion"] = lambda: model.fuse(maps)
         if getattr(model, "look", None) is not None:
             found = model.image_encoder(image)
-            fused = [part[:1] for part in features]
+            fused = [part[:1] for part in features[: len(model.look.join)]]
             works["image UNet"] = lambda: model.look(found, fused)
         work = {}
         for name, one in works.items():

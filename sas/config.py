@@ -169,6 +169,8 @@ class ModelSettings(Settings):
     """Attention in the middle."""
     patch: int = Field(2, ge=1, le=8)
     """Side of the pixel blocks folded into channels at the input."""
+    detail: int = Field(0, ge=0, le=256)
+    """Width of a last stage of the split network at the masks' own resolution, which corrects outlines; 0: none."""
     norm_groups: int = Field(16, ge=1)
     """Groups of the group norms; divides every width."""
     gradient_checkpointing: bool = False
@@ -183,7 +185,7 @@ class ModelSettings(Settings):
             raise ValueError(
                 "encoder and encoder_widths belong to the split network: remove them, or set name to split"
             )
-        for name in ("fusion", "image_unet"):
+        for name in ("fusion", "image_unet", "detail"):
             if self.name == "unet" and getattr(self, name):
                 raise ValueError(f"{name} belongs to the split network: remove it, or set name to split")
         if self.name == "split" and (not self.middle_attention or self.gradient_checkpointing):
@@ -197,11 +199,13 @@ class ModelSettings(Settings):
                 "pretrained needs the split network with an encoder other than conv: remove it or set encoder"
             )
         wrong = [
-            width for width in (*self.channels, *self.fusion, *self.image_unet) if width < 1 or width % self.norm_groups
+            width
+            for width in (*self.channels, *self.fusion, *self.image_unet, self.detail or self.norm_groups)
+            if width < 1 or width % self.norm_groups
         ]
         if wrong:
             raise ValueError(
-                f"norm_groups must divide every width of channels, fusion and image_unet, got {self.norm_groups} and {wrong[0]}: change one of them"
+                f"norm_groups must divide every width of channels, fusion, image_unet and detail, got {self.norm_groups} and {wrong[0]}: change one of them"
             )
         return self
 

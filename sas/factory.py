@@ -57,6 +57,7 @@ def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | Spl
                     blocks=config.model.blocks,
                     attention_sizes=config.model.attention_sizes,
                     patch=config.model.patch,
+                    detail=config.model.detail,
                     norm_groups=config.model.norm_groups,
                 )
             except ValueError as error:  # whether an encoder's maps fit is known when the encoder is

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -22,9 +23,9 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs. Returns the calibration
     (scale, shift) of its stop head.
 
-    What leads to the denoiser may be new: a `Fusion` or `ImageUNet` that the saved network has not, or of other levels or widths, which
-    add nothing before they are trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if `pretrained`), of
-    which EfficientNet-lite0 and its deep variant take over what they share. So may the denoiser's further residual blocks and attention,
+    What stands around the denoiser may be new: a `Fusion`, `ImageUNet` or `Detail` that the saved network has not, or of other levels or
+    widths, which add nothing before they are trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if
+    `pretrained`), of which EfficientNet-lite0 and its deep variant take over what they share. So may the denoiser's further residual blocks and attention,
     whose last layers are set to zero: a network that has only gained parts begins as the one it grew from.
     """
     pipe = SASPipeline.from_pretrained(weights)
@@ -72,8 +73,9 @@ def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
     for part, setting, moved in (
         ("fuse.", "fusion", levels[0] != levels[1]),
         ("look.", "image_unet", other_maps),
+        ("fine.", "detail", other_maps),
     ):
-        before, after = (tuple(one.config.get(setting, ())) for one in (saved, model))
+        before, after = (np.atleast_1d(one.config.get(setting) or ()).tolist() for one in (saved, model))
         if after and (before != after or moved):
             begins += (part,)
     if other_maps:

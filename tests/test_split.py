@@ -221,6 +221,31 @@ def test_image_unet_adds_nothing_before_training_and_then_lets_far_maps_see_each
     assert moved > 5 * still
 
 
+@torch.no_grad()
+def test_detail_adds_nothing_before_training_and_then_what_is_finer_than_a_patch() -> None:
+    plain, fine = small(encoder="efficientnet_lite0"), small(encoder="efficientnet_lite0", detail=8)
+    fine.load_state_dict({**fine.state_dict(), **plain.state_dict()})
+    image = pictures(3)
+    assert torch.equal(plain(*inputs(), plain.encode(image)), fine(*inputs(), fine.encode(image)))
+    *maps, seen = fine.encode(image)
+    assert seen.shape == (3, 8, 16, 16) and len(maps) == len(plain.encode(image))
+    fine.fine.last.weight.normal_()
+    moved = image.clone()
+    moved[..., 12:14, 20:22] = -moved[..., 12:14, 20:22]
+    near = fine(*inputs(), (*maps, fine.encode(moved)[-1])) - fine(*inputs(), (*maps, seen))
+    assert near[:, 0, 6, 10].abs().min() > 0 and not near[:, 1].any(), "the stop output is left alone"
+    rows = torch.tensor([2, 0, 0])
+    again = fine(*inputs(), select_rows(fine.encode(image), rows))
+    torch.testing.assert_close(again[1], fine(*inputs(), fine.encode(image[rows]))[1], atol=1e-5, rtol=1e-5)
+
+
+def test_detail_that_does_not_fit_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"detail must be 0 for encoder conv, .* sides \[8, 4, 2\], for masks of 16 .* got 8: it needs"
+    ):
+        small(detail=8)
+
+
 def test_image_unet_that_does_not_fit_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"image_unet must name the width of each of 4 levels, of sides \(16, 8, 4, 2\), got \(8,\): "
@@ -232,7 +257,7 @@ def test_image_unet_that_does_not_fit_is_named() -> None:
         small(image_unet=(8, 8, 16, 16))
 
 
-@pytest.mark.parametrize("more", ["look", "blocks", "attention", "all"])
+@pytest.mark.parametrize("more", ["look", "blocks", "attention", "detail", "all"])
 def test_training_of_a_larger_network_begins_as_the_smaller_one(tmp_path: Path, more: str) -> None:
     lite = {key: value for key, value in SPLIT.items() if key != "model_encoder_widths"}
     lite = {**lite, "model_encoder": "efficientnet_lite0", "model_fusion": (8, 8, 16)}
@@ -240,6 +265,7 @@ def test_training_of_a_larger_network_begins_as_the_smaller_one(tmp_path: Path, 
         "look": {"model_image_unet": (8, 8, 16, 16)},
         "blocks": {"model_blocks": 3},
         "attention": {"model_attention_sizes": (8, 4, 2)},
+        "detail": {"model_detail": 16},
     }
     changes = {key: value for name, one in added.items() if more in (name, "all") for key, value in one.items()}
     start = Trainer(tiny_config(**lite, training_steps=2), tmp_path / "start", cpu=True, progress=False).run().model
@@ -258,7 +284,7 @@ def test_training_of_a_larger_network_begins_as_the_smaller_one(tmp_path: Path, 
     assert own and all(
         not torch.equal(trained.state_dict()[name], grown[name])
         for name in own
-        if name.endswith(("leave.0.2.weight", "conv2.weight", "to_out.0.weight"))
+        if name.endswith(("leave.0.2.weight", "conv2.weight", "to_out.0.weight", "fine.last.weight"))
     ), "the new layers learn"
     back = Trainer(
         tiny_config(**lite, training_steps=1), tmp_path / "b", init_from=tmp_path / "whole" / "pipeline", cpu=True

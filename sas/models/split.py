@@ -3,7 +3,7 @@
 The denoiser is a UNet over [noisy mask, cumulative mask]; the encoder's maps, brought to the denoiser's widths once per image, are
 added to its own at every level that has their size. Its last level also says how likely nothing is left to draw. What can be
 worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first, and
-`ImageUNet` looks at the picture once more, more finely.
+`ImageUNet` looks at the picture once more, more finely. `Detail` corrects outlines at the masks' own resolution.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from sas.io import InputError
+from sas.models.detail import Detail
 from sas.models.encoder_check import check_maps, declared_maps
 from sas.models.encoders import BUILT_IN, EfficientNetLite0, TimmEncoder, build_encoder
 from sas.models.fusion import Block, Fusion, ImageUNet, attention_over
@@ -36,7 +37,8 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
     coarse; empty for none. image_unet: widths of an `ImageUNet`, whose first level has twice the side of the denoiser's first and whose
     others are the levels at which the encoder has maps; empty for none. channels: width of each level of the denoiser; each after the
     first halves the resolution. blocks: residual blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
-    patch: side of the pixel blocks folded into channels at its input and unfolded at its output.
+    patch: side of the pixel blocks folded into channels at its input and unfolded at its output. detail: width of a `Detail` stage behind
+    it, which needs a map of the encoder at least as fine as the masks, of at most 4 times their side; 0 for none.
     Output channels: the mask's, then "stop", a logit that no layer is left, the same at every pixel.
     """
 
@@ -57,6 +59,7 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         blocks: int = 1,
         attention_sizes: Sequence[int] = (8, 4),
         patch: int = 2,
+        detail: int = 0,
         norm_groups: int = 16,
     ) -> None:
         super().__init__()
@@ -141,6 +144,20 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         self.norm = nn.GroupNorm(norm_groups, channels[0])
         self.head = nn.Conv2d(channels[0], patch**2, 3, padding=1)
         self.stop = nn.Linear(channels[-1], 1)
+        self.fine = None
+        if detail:
+            fine = {number: image_size // stride // mask_size for number, stride in enumerate(strides)}
+            self.fine_maps = [
+                n for n, fold in fine.items() if fold in (1, 2, 4) and image_size == mask_size * fold * strides[n]
+            ]
+            if not self.fine_maps or channels[0] % patch**2:
+                raise ValueError(
+                    f"detail must be 0 for encoder {encoder}, whose maps are of sides {[image_size // stride for stride in strides]}, for masks of "
+                    f"{mask_size} and channels {tuple(channels)}, got {detail}: it needs one of 1, 2 or 4 times the masks' side, and a first width "
+                    f"that patch^2 = {patch**2} divides"
+                )
+            kept = [(fine[n], widths[n]) for n in self.fine_maps]
+            self.fine = Detail(kept, before=channels[0], patch=patch, width=detail, groups=norm_groups)
         for final in (self.head, self.stop):
             nn.init.zeros_(final.weight)
             assert final.bias is not None
@@ -178,6 +195,8 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
             maps = self.fuse(maps)
         if self.look is not None:
             maps = self.look(found, maps)
+        if self.fine is not None:
+            maps = [*maps, self.fine.look([found[number] for number in self.fine_maps])]
         return tuple(maps)
 
     def forward(
@@ -186,7 +205,7 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         """See `sas.models.seam.MaskDenoiser`; channels of the output: mask, stop."""
         patch = self.config["patch"]
         numbers = sorted({level for level, _ in self.places})
-        given = dict(zip(numbers, features, strict=True))
+        given = dict(zip(numbers, features, strict=self.fine is None))
         time = self.time[1](self.time[0](timestep).to(noisy.dtype))
         h = self.stem(functional.pixel_unshuffle(torch.cat([noisy, cumulative], dim=1), patch))
         skips = []
@@ -208,7 +227,10 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
             h = attend(h)
             if not number:
                 deep = h
-        mask = functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), patch)
+        h = functional.silu(self.norm(h))
+        mask = functional.pixel_shuffle(self.head(h), patch)
+        if self.fine is not None:
+            mask = mask + self.fine(h, noisy, cumulative, features[-1])
         stop = self.stop(reduce(functional.silu(deep), "m c h w -> m c", "mean"))
         return torch.cat([mask, repeat(stop, "m 1 -> m 1 h w", h=mask.shape[-2], w=mask.shape[-1])], dim=1)
 

@@ -1,0 +1,46 @@
+"""The last word on outlines: a stage of the split network at the masks' own resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sas.models.fusion import Block
+
+
+class Detail(nn.Module):
+    """Corrects a mask where the denoiser's maps, a patch of the mask at each position, are too coarse, by the encoder's finest maps.
+
+    entries: of each map of the encoder used, the side of the pixel blocks folded into its channels to be as large as the mask, and its
+    width. before: width of the denoiser's last map. patch: side of the mask's blocks at each of its positions. What it adds is zero before
+    training.
+    """
+
+    def __init__(self, entries: Sequence[tuple[int, int]], *, before: int, patch: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.folds, self.patch = [fold for fold, _ in entries], patch
+        self.enter = nn.ModuleList(nn.Conv2d(channels * fold**2, width, 1) for fold, channels in entries)
+        self.block = Block(width, width, groups=groups)
+        self.first = nn.Conv2d(before // patch**2 + 2 + width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 1, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def look(self, found: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The encoder's maps that are as fine as the mask or finer -> float (B, width, h, w), once a picture."""
+        entered = [
+            enter(functional.pixel_unshuffle(one, fold))
+            for fold, enter, one in zip(self.folds, self.enter, found, strict=True)
+        ]
+        return self.block(torch.stack(entered).sum(dim=0))
+
+    def forward(
+        self, h: torch.Tensor, noisy: torch.Tensor, cumulative: torch.Tensor, seen: torch.Tensor
+    ) -> torch.Tensor:
+        """What to add to masks (M, 1, h, w): of the denoiser's last map (M, before, h / patch, w / patch), both masks and `look`'s maps."""
+        both = torch.cat([functional.pixel_shuffle(h, self.patch), noisy, cumulative, seen], dim=1)
+        return self.last(functional.silu(self.second(functional.silu(self.first(both)))))
