@@ -200,7 +200,7 @@ class ModelSettings(Settings):
             )
         wrong = [
             width
-            for width in (*self.channels, *self.fusion, *self.image_unet, self.detail or self.norm_groups)
+            for width in (*self.channels, *self.fusion, *self.image_unet, *([self.detail] if self.detail else []))
             if width < 1 or width % self.norm_groups
         ]
         if wrong:

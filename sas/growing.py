@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -26,7 +25,8 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     What stands around the denoiser may be new: a `Fusion`, `ImageUNet` or `Detail` that the saved network has not, or of other levels or
     widths, which add nothing before they are trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if
     `pretrained`), of which EfficientNet-lite0 and its deep variant take over what they share. So may the denoiser's further residual blocks and attention,
-    whose last layers are set to zero: a network that has only gained parts begins as the one it grew from.
+    whose last layers are set to zero: a network that gains nothing but these and the first three begins as the
+    one it grew from.
     """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
@@ -47,7 +47,8 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     if wrong:
         raise InputError(
             f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with "
-            "(configs/release.yaml for the shipped weights), which may gain blocks and attention but not lose them"
+            "(configs/release.yaml for the shipped weights), which may gain fusion, image_unet, "
+            "detail, blocks and attention but not lose them"
         )
     if pretrained and any(n.startswith("image_encoder.") for n in new):
         model.load_pretrained_encoder()  # type: ignore[operator]
@@ -75,7 +76,7 @@ def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
         ("look.", "image_unet", other_maps),
         ("fine.", "detail", other_maps),
     ):
-        before, after = (np.atleast_1d(one.config.get(setting) or ()).tolist() for one in (saved, model))
+        before, after = (_as_tuple(one.config.get(setting, ())) for one in (saved, model))
         if after and (before != after or moved):
             begins += (part,)
     if other_maps:
@@ -86,6 +87,11 @@ def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
     elif len(encoders) > 1:
         begins += ("image_encoder.",)
     return begins
+
+
+def _as_tuple(value: Any) -> tuple[int, ...]:
+    """Widths, or one width, of which 0 is none."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * bool(value)
 
 
 def _more_in_the_denoiser(saved: Any, model: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -52,7 +53,8 @@ class StoredSmall:
                 elif file.is_file():
                     shutil.copy(file, whole)
             loaded = load(whole, **kwargs)
-            for tensor in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            for tensor in itertools.chain(model.parameters(), model.buffers()):
                 tensor.data = tensor.data.clone()  # what is read may still lie in the file, which goes away
             return loaded
 
@@ -107,7 +109,15 @@ def shrunk(tensors: dict[str, torch.Tensor], precision: Literal["float16", "int8
 
 
 def restored(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `shrunk` left of the tensors; floats and integers with a scale as float32."""
+    """What `shrunk` left of the tensors; floats and integers with a scale as float32. InputError for a half of a pair."""
+    for name, value in tensors.items():
+        scaled = value.dtype == torch.int8 and not name.endswith(SCALE)
+        if (scaled and name + SCALE not in tensors) or (
+            name.endswith(SCALE) and name.removesuffix(SCALE) not in tensors
+        ):
+            raise InputError(
+                f"weights in 8-bit integers need each tensor and its scale, got {name} alone; save them again from a whole copy"
+            )
     whole = {}
     for name, value in tensors.items():
         if name + SCALE in tensors:

@@ -241,9 +241,13 @@ def test_detail_adds_nothing_before_training_and_then_what_is_finer_than_a_patch
 
 def test_detail_that_does_not_fit_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"detail must be 0 for encoder conv, .* sides \[8, 4, 2\], for masks of 16 .* got 8: it needs"
+        ValueError, match=r"detail must be 0 for encoder conv, .* sides \[8, 4, 2\], none .* masks' 16, got 8: remove"
     ):
         small(detail=8)
+    with pytest.raises(
+        ValueError, match=r"first width of channels must be divisible by patch\^2 = 16 for detail, got 24"
+    ):
+        small(encoder="efficientnet_lite0", detail=8, patch=4, channels=(24, 24), attention_sizes=())
 
 
 def test_image_unet_that_does_not_fit_is_named() -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import ModelMixin
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
 from sas import SASPipeline
 from sas.factory import build_model, build_pipeline
 from sas.io import InputError
+from sas.manifest import write_manifest
 from sas.models import ConcatUNet
 from sas.storage import SCALE, restored, shrunk
 
@@ -118,6 +119,19 @@ def test_integers_of_a_hub_id_are_refused_and_not_taken_for_weights(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="weights me/small are stored as 8-bit integers, .* a folder alone"):
         ConcatUNet.from_pretrained("me/small", subfolder="model")
+
+
+@pytest.mark.parametrize("lost", ["integers", "scale"])
+def test_half_of_a_pair_is_told(lost: str, tmp_path: Path) -> None:
+    make_pipe().save_pretrained(tmp_path / "small", saved_weights="int8")
+    file = next((tmp_path / "small" / "model").glob("*.safetensors"))
+    stored = load_file(file)
+    scale = next(name for name in stored if name.endswith(SCALE))
+    del stored[scale if lost == "scale" else scale.removesuffix(SCALE)]
+    save_file(stored, file)
+    write_manifest(tmp_path / "small")
+    with pytest.raises(InputError, match="need each tensor and its scale, got .* alone; save them again"):
+        SASPipeline.from_pretrained(tmp_path / "small")
 
 
 def test_size(tmp_path: Path) -> None:

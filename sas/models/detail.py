@@ -41,6 +41,6 @@ class Detail(nn.Module):
     def forward(
         self, h: torch.Tensor, noisy: torch.Tensor, cumulative: torch.Tensor, seen: torch.Tensor
     ) -> torch.Tensor:
-        """What to add to masks (M, 1, h, w): of the denoiser's last map (M, before, h / patch, w / patch), both masks and `look`'s maps."""
+        """What to add to masks (M, 1, h, w): of the denoiser's last map, normalised (M, before, h / patch, w / patch), both masks and `look`'s maps."""
         both = torch.cat([functional.pixel_shuffle(h, self.patch), noisy, cumulative, seen], dim=1)
         return self.last(functional.silu(self.second(functional.silu(self.first(both)))))

@@ -146,17 +146,18 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         self.stop = nn.Linear(channels[-1], 1)
         self.fine = None
         if detail:
-            fine = {number: image_size // stride // mask_size for number, stride in enumerate(strides)}
-            self.fine_maps = [
-                n for n, fold in fine.items() if fold in (1, 2, 4) and image_size == mask_size * fold * strides[n]
-            ]
-            if not self.fine_maps or channels[0] % patch**2:
+            found = [image_size // stride for stride in strides]
+            self.fine_maps = [n for n, one in enumerate(found) if one in (mask_size, 2 * mask_size, 4 * mask_size)]
+            if not self.fine_maps:
                 raise ValueError(
-                    f"detail must be 0 for encoder {encoder}, whose maps are of sides {[image_size // stride for stride in strides]}, for masks of "
-                    f"{mask_size} and channels {tuple(channels)}, got {detail}: it needs one of 1, 2 or 4 times the masks' side, and a first width "
-                    f"that patch^2 = {patch**2} divides"
+                    f"detail must be 0 for encoder {encoder}, whose maps are of sides {found}, none of which is 1, 2 or 4 times the masks' "
+                    f"{mask_size}, got {detail}: remove it, or change the encoder or image_size"
                 )
-            kept = [(fine[n], widths[n]) for n in self.fine_maps]
+            if channels[0] % patch**2:
+                raise ValueError(
+                    f"the first width of channels must be divisible by patch^2 = {patch**2} for detail, got {channels[0]}: change one of them"
+                )
+            kept = [(found[n] // mask_size, widths[n]) for n in self.fine_maps]
             self.fine = Detail(kept, before=channels[0], patch=patch, width=detail, groups=norm_groups)
         for final in (self.head, self.stop):
             nn.init.zeros_(final.weight)
@@ -178,7 +179,8 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Features of each image at the denoiser's widths, one map a level: float (B, 3, image_size, image_size) -> tuple."""
+        """Features of each image: float (B, 3, image_size, image_size) -> a map at the denoiser's width for each of its levels that has one, then,
+        if there is a `Detail` stage, (B, detail, mask_size, mask_size) for it."""
         size = self.config["image_size"]
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[-2:] != (size, size):
             raise ValueError(
@@ -205,7 +207,8 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         """See `sas.models.seam.MaskDenoiser`; channels of the output: mask, stop."""
         patch = self.config["patch"]
         numbers = sorted({level for level, _ in self.places})
-        given = dict(zip(numbers, features, strict=self.fine is None))
+        maps = features if self.fine is None else features[:-1]
+        given = dict(zip(numbers, maps, strict=True))
         time = self.time[1](self.time[0](timestep).to(noisy.dtype))
         h = self.stem(functional.pixel_unshuffle(torch.cat([noisy, cumulative], dim=1), patch))
         skips = []
