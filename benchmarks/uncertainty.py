@@ -86,6 +86,8 @@ def measure(
             pictures[name].append(float(np.mean(values)) if values else float("nan"))
     found: dict[str, tuple[float, float, float] | float] = {}
     for region in REGIONS:
+        if not pixels[region]:
+            continue
         probability, target = (np.concatenate(parts) for parts in zip(*pixels[region], strict=True))
         found[f"Brier score, {region}"] = brier_score(probability, target)
         found[f"calibration error, {region}"] = expected_calibration_error(probability.clip(0, 1), target)
@@ -119,8 +121,12 @@ def main() -> None:
     )
     print("| | " + " | ".join(f"{members} members" for members in found) + " |")
     print("|---|" + "---|" * len(found))
-    for name in found[options.members[0]]:
-        print(f"| {name} | " + " | ".join(words(column[name]) for column in found.values()) + " |")
+    for name in dict.fromkeys(name for column in found.values() for name in column):
+        print(
+            f"| {name} | "
+            + " | ".join(words(column[name]) if name in column else "-" for column in found.values())
+            + " |"
+        )
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")

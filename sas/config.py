@@ -157,8 +157,6 @@ class ModelSettings(Settings):
     """Start the encoder from ImageNet features (needs the extra `pretrained`, at training time only)."""
     fusion: tuple[int, ...] = ()
     """Widths at which the encoder's maps are fused with each other once per image, from fine to coarse; empty: they are not."""
-    image_unet: tuple[int, ...] = ()
-    """Widths of a UNet over the encoder's maps that runs once per image, from twice the denoiser's finest side to coarse; empty: none."""
     channels: tuple[int, ...] = (32, 64, 128, 160)
     """Width of each level."""
     blocks: int = Field(1, ge=1, le=8)
@@ -185,7 +183,7 @@ class ModelSettings(Settings):
             raise ValueError(
                 "encoder and encoder_widths belong to the split network: remove them, or set name to split"
             )
-        for name in ("fusion", "image_unet", "detail"):
+        for name in ("fusion", "detail"):
             if self.name == "unet" and getattr(self, name):
                 raise ValueError(f"{name} belongs to the split network: remove it, or set name to split")
         if self.name == "split" and (not self.middle_attention or self.gradient_checkpointing):
@@ -200,12 +198,12 @@ class ModelSettings(Settings):
             )
         wrong = [
             width
-            for width in (*self.channels, *self.fusion, *self.image_unet, *([self.detail] if self.detail else []))
+            for width in (*self.channels, *self.fusion, *([self.detail] if self.detail else []))
             if width < 1 or width % self.norm_groups
         ]
         if wrong:
             raise ValueError(
-                f"norm_groups must divide every width of channels, fusion, image_unet and detail, got {self.norm_groups} and {wrong[0]}: change one of them"
+                f"norm_groups must divide every width of channels, fusion and detail, got {self.norm_groups} and {wrong[0]}: change one of them"
             )
         return self
 

@@ -52,7 +52,6 @@ def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | Spl
                     encoder=config.model.encoder,
                     encoder_widths=config.model.encoder_widths,
                     fusion=config.model.fusion,
-                    image_unet=config.model.image_unet,
                     channels=config.model.channels,
                     blocks=config.model.blocks,
                     attention_sizes=config.model.attention_sizes,

@@ -12,7 +12,7 @@ from torch import nn
 from sas.io import InputError
 from sas.models import SplitDenoiser
 from sas.models.encoders import LITE0_BLOCKS, LITE0_DEEP_BLOCKS
-from sas.models.fusion import Block
+from sas.models.fusion import Block, zeroed
 from sas.pipeline import SASPipeline
 
 logger = logging.getLogger(__name__)
@@ -22,11 +22,10 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs. Returns the calibration
     (scale, shift) of its stop head.
 
-    What stands around the denoiser may be new: a `Fusion`, `ImageUNet` or `Detail` that the saved network has not, or of other levels or
-    widths, which add nothing before they are trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if
+    What stands around the denoiser may be new: a `Fusion` or `Detail` that the saved network has not, or of other levels or widths, which add
+    nothing before they are trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if
     `pretrained`), of which EfficientNet-lite0 and its deep variant take over what they share. So may the denoiser's further residual blocks and attention,
-    whose last layers are set to zero: a network that gains nothing but these and the first three begins as the
-    one it grew from.
+    whose last layers are set to zero: a network that gains nothing but these and the first two begins as the one it grew from.
     """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
@@ -47,8 +46,8 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     if wrong:
         raise InputError(
             f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with "
-            "(configs/release.yaml for the shipped weights), which may gain fusion, image_unet, "
-            "detail, blocks and attention but not lose them"
+            "(configs/release.yaml for the shipped weights), which may gain fusion, detail, "
+            "blocks and attention but not lose them"
         )
     if pretrained and any(n.startswith("image_encoder.") for n in new):
         model.load_pretrained_encoder()  # type: ignore[operator]
@@ -73,7 +72,6 @@ def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
     other_maps = len(encoders) > 1 or getattr(saved, "places", None) != getattr(model, "places", None)
     for part, setting, moved in (
         ("fuse.", "fusion", levels[0] != levels[1]),
-        ("look.", "image_unet", other_maps),
         ("fine.", "detail", other_maps),
     ):
         before, after = (_as_tuple(one.config.get(setting, ())) for one in (saved, model))
@@ -115,8 +113,6 @@ def _begin_as_before(model: nn.Module, begins: tuple[str, ...]) -> None:
     for name, module in model.named_modules():
         if f"{name}.".startswith(begins) and name.startswith(("down", "up")):
             if isinstance(module, Block):
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)
+                zeroed(module.conv2)
             elif isinstance(module, Attention):
-                nn.init.zeros_(module.to_out[0].weight)  # type: ignore[index]
-                nn.init.zeros_(module.to_out[0].bias)  # type: ignore[index]
+                zeroed(module.to_out[0])  # type: ignore[index]

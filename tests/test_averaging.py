@@ -124,7 +124,7 @@ def test_weights_saved_before_a_setting_was_known(tmp_path: Path) -> None:
     one, other = saved(tmp_path / "one", seed=1, **settings), saved(tmp_path / "other", seed=2, **settings)
     file = one / "model" / "config.json"
     config = json.loads(file.read_text())
-    del config["image_unet"], config["attention_sizes"]
+    del config["detail"], config["attention_sizes"]
     file.write_text(json.dumps({**config, "attention_sizes": []}))
     write_manifest(one)
     for pair in ([one, other], [other, one]):

@@ -175,7 +175,6 @@ def test_families_for_testing_stay_out_of_training(cutouts: Path) -> None:
         ({"data_split": "by_name"}, "split has no effect without cutouts or backgrounds"),
         ({"data_rendered": True}, "rendered has no effect without cutouts or backgrounds"),
         ({"model_fusion": (8, 8)}, "fusion belongs to the split network"),
-        ({"model_image_unet": (8, 8)}, "image_unet belongs to the split network"),
         ({"model_detail": 8}, "detail belongs to the split network"),
         ({"model_encoder": "efficientnet_lite0"}, "encoder and encoder_widths belong to the split network"),
         (

@@ -31,7 +31,7 @@ LITE = {
     "model_channels": (8, 16, 16, 16),
 }
 DEEP = {**LITE, "model_encoder": "efficientnet_lite0_deep", "data_image_size": 64, "model_fusion": (8, 16, 16, 16)}
-LOOK = {**DEEP, "model_image_unet": (8, 8, 16, 16, 16), "model_blocks": 2, "model_detail": 8}
+FINE = {**DEEP, "model_blocks": 2, "model_detail": 8}
 pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter warns of its own future
 
 
@@ -48,8 +48,8 @@ def pipe_of(settings: dict) -> SASPipeline:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [SPLIT, LITE, DEEP, LOOK, {}],
-    ids=["conv", "efficientnet", "deep with fusion", "image unet and detail", "unet"],
+    [SPLIT, LITE, DEEP, FINE, {}],
+    ids=["conv", "efficientnet", "deep with fusion", "detail", "unet"],
 )
 @torch.no_grad()
 def test_equal_to_torch(settings: dict, tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ def test_without_an_order_file_the_order_is_unknown(tmp_path: Path) -> None:
             getattr(scene, wanted)
 
 
+def test_where_nothing_can_be_in_front_no_order_file_is_needed(tmp_path: Path) -> None:
+    for name, masks in (("none", {}), ("one", {"front": FRONT})):
+        save(tmp_path / name, masks)
+    none, one = MaskFolders(tmp_path)
+    assert none.order_matrix is not None and none.order_matrix.shape == (0, 0)
+    assert (one.layer_masks == [FRONT]).all() and (one.visible == [FRONT]).all()
+    assert check_data(DataSettings(scenes=str(tmp_path), format="masks")).startswith("2 scenes")
+
+
 @pytest.mark.parametrize("name", ["order.json", "order.txt"])
 def test_an_order_file_gives_the_order(tmp_path: Path, name: str) -> None:
     folder = save(tmp_path / "one", {"back": BACK, "front": FRONT})

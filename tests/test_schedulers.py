@@ -56,6 +56,17 @@ def test_those_that_do_not(kind: Any, reason: str) -> None:
         check(scheduler)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_one_that_reaches_x_0_but_magnifies_changes_on_the_way(steps: int) -> None:
+    """Heun's second look at the first step multiplies a change of x_0 by sigma_0 / (2 sigma_1): 200 where a cosine schedule ends in pure noise."""
+    scheduler = HeunDiscreteScheduler.from_config(OURS.config, beta_schedule="squaredcos_cap_v2")
+    reason = "if x_0 changes by 5 %, what it shows the network changes by .* times the mask's scale"
+    with pytest.raises(ValueError, match=rf"got HeunDiscreteScheduler \({reason}\): use DDIMScheduler, "):
+        check(scheduler, steps=steps)
+    check(DDIMScheduler.from_config(scheduler.config), steps=steps)
+
+
 def test_a_number_of_steps_that_it_cannot_take() -> None:
     solver = PNDMScheduler(prediction_type="epsilon")
     with pytest.raises(ValueError, match=r"num_inference_steps must be a number that PNDMScheduler can take, got 2 \("):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sas.models.fusion import Block
+from sas.models.fusion import Block, gathered, zeroed
 
 
 class Detail(nn.Module):
@@ -21,26 +21,20 @@ class Detail(nn.Module):
 
     def __init__(self, entries: Sequence[tuple[int, int]], *, before: int, patch: int, width: int, groups: int) -> None:
         super().__init__()
-        self.folds, self.patch = [fold for fold, _ in entries], patch
+        self.places, self.patch = [(0, fold) for fold, _ in entries], patch
         self.enter = nn.ModuleList(nn.Conv2d(channels * fold**2, width, 1) for fold, channels in entries)
         self.block = Block(width, width, groups=groups)
         self.first = nn.Conv2d(before // patch**2 + 2 + width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        self.last = nn.Conv2d(width, 1, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        self.last = zeroed(nn.Conv2d(width, 1, 3, padding=1))
 
-    def look(self, found: Sequence[torch.Tensor]) -> torch.Tensor:
+    def encode(self, found: Sequence[torch.Tensor]) -> torch.Tensor:
         """The encoder's maps that are as fine as the mask or finer -> float (B, width, h, w), once a picture."""
-        entered = [
-            enter(functional.pixel_unshuffle(one, fold))
-            for fold, enter, one in zip(self.folds, self.enter, found, strict=True)
-        ]
-        return self.block(torch.stack(entered).sum(dim=0))
+        return self.block(gathered(self.places, self.enter, found)[0])
 
     def forward(
         self, h: torch.Tensor, noisy: torch.Tensor, cumulative: torch.Tensor, seen: torch.Tensor
     ) -> torch.Tensor:
-        """What to add to masks (M, 1, h, w): of the denoiser's last map, normalised (M, before, h / patch, w / patch), both masks and `look`'s maps."""
+        """What to add to masks (M, 1, h, w): of the denoiser's last map, normalised (M, before, h / patch, w / patch), both masks and `encode`'s map."""
         both = torch.cat([functional.pixel_shuffle(h, self.patch), noisy, cumulative, seen], dim=1)
         return self.last(functional.silu(self.second(functional.silu(self.first(both)))))

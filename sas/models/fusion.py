@@ -1,14 +1,17 @@
-"""What the split network works out from the picture alone, between its image encoder and its denoiser, once per image."""
+"""What brings the image encoder's maps to the split network's denoiser, once per image, and the blocks that both are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from torch import nn
 from torch.nn import functional
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Fusion(nn.Module):
@@ -33,10 +36,7 @@ class Fusion(nn.Module):
                 if level > 0:  # at the finest map attention costs more than all the rest
                     layers.append(attention_over(width, groups=groups))
             self.blocks.append(nn.Sequential(*layers))
-            leave = nn.Conv2d(width, channel, 1)
-            nn.init.zeros_(leave.weight)
-            nn.init.zeros_(leave.bias)  # type: ignore[arg-type]
-            self.leave.append(leave)
+            self.leave.append(zeroed(nn.Conv2d(width, channel, 1)))
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Maps of float (B, channels[i], side_i, side_i), from fine to coarse -> the same, each with what the others know."""
@@ -47,64 +47,6 @@ class Fusion(nn.Module):
             h = self.blocks[level](entered if h is None else entered + self.grow[level](h))
             fused[level] = maps[level] + self.leave[level](h)
         return fused
-
-
-class ImageUNet(nn.Module):
-    """A small UNet over the encoder's maps and what became of them: from fine to coarse and back, with attention at the coarser levels.
-
-    entries: of each map of the encoder, the level that it goes to, the side of the pixel blocks folded into its channels to fit there, and
-    its width. channels: of the fused maps, which enter at all levels but the first, and leave there. widths: of the levels; each after
-    the first has half the side of the one before; attention runs at all but the two finest. What comes out is added to the
-    fused maps; before training it is zero.
-    """
-
-    def __init__(
-        self, entries: Sequence[tuple[int, int, int]], channels: Sequence[int], widths: Sequence[int], *, groups: int
-    ) -> None:
-        super().__init__()
-        self.places = [(level, fold) for level, fold, _ in entries]
-        self.enter = nn.ModuleList(nn.Conv2d(width * fold**2, widths[level], 1) for level, fold, width in entries)
-        self.join = nn.ModuleList(
-            nn.Conv2d(channel, width, 1) for channel, width in zip(channels, widths[1:], strict=True)
-        )
-        self.shrink, self.down, self.grow, self.up, self.leave = (nn.ModuleList() for _ in range(5))
-
-        def blocks(level: int) -> nn.Sequential:
-            # at the two finest levels attention would cost more than all the rest
-            one = Block(widths[level], widths[level], groups=groups)
-            return nn.Sequential(one, attention_over(widths[level], groups=groups)) if level > 1 else nn.Sequential(one)
-
-        for level, (width, coarser) in enumerate(zip(widths, [*widths[1:], 0], strict=True)):
-            self.down.append(blocks(level))
-            if coarser:
-                self.shrink.append(Downsample2D(width, use_conv=True, out_channels=coarser, name="op"))
-            if level:
-                self.grow.append(nn.Conv2d(coarser, width, 1) if coarser else nn.Identity())
-                self.up.append(blocks(level))
-                last = nn.Conv2d(width, channels[level - 1], 1)
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)  # type: ignore[arg-type]
-                self.leave.append(nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), last))
-
-    def forward(self, found: Sequence[torch.Tensor], maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The encoder's maps, and the fused ones float (B, channels[i], side_i, side_i) from fine to coarse -> the latter, looked at again."""
-        entered: dict[int, torch.Tensor] = {}
-        for (level, fold), enter, one in zip(self.places, self.enter, found, strict=True):
-            added = enter(functional.pixel_unshuffle(one, fold))
-            entered[level] = entered[level] + added if level in entered else added
-        h = self.down[0](entered[0])
-        skips = []
-        for level, one in enumerate(maps):
-            h = self.shrink[level](h) + self.join[level](one)
-            h = self.down[level + 1](h + entered[level + 1] if level + 1 in entered else h)
-            skips.append(h)
-        seen = list(maps)
-        for level in reversed(range(len(maps))):
-            if level < len(maps) - 1:
-                h = skips[level] + functional.interpolate(self.grow[level](h), scale_factor=2.0)
-            h = self.up[level](h)
-            seen[level] = maps[level] + self.leave[level](h)
-        return seen
 
 
 class Block(ResnetBlock2D):
@@ -130,3 +72,24 @@ def attention_over(width: int, *, groups: int) -> Attention:
     return Attention(
         width, heads=max(1, width // 32), dim_head=32, bias=True, norm_num_groups=groups, residual_connection=True
     )
+
+
+def gathered(
+    places: Sequence[tuple[int, int]], convolutions: nn.ModuleList, found: Sequence[torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """The encoder's maps at the levels they go to: each folded and convolved, and added up where several go to one level.
+
+    places: of each map its level, and the side of the pixel blocks folded into its channels.
+    """
+    levels: dict[int, torch.Tensor] = {}
+    for (level, fold), convolution, one in zip(places, convolutions, found, strict=True):
+        added = convolution(functional.pixel_unshuffle(one, fold))
+        levels[level] = levels[level] + added if level in levels else added
+    return levels
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer, its weights and bias set to zero: what it adds is nothing before training."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -2,8 +2,8 @@
 
 The denoiser is a UNet over [noisy mask, cumulative mask]; the encoder's maps, brought to the denoiser's widths once per image, are
 added to its own at every level that has their size. Its last level also says how likely nothing is left to draw. What can be
-worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first, and
-`ImageUNet` looks at the picture once more, more finely. `Detail` corrects outlines at the masks' own resolution.
+worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first. `Detail`
+corrects outlines at the masks' own resolution.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sas.io import InputError
 from sas.models.detail import Detail
 from sas.models.encoder_check import check_maps, declared_maps
 from sas.models.encoders import BUILT_IN, EfficientNetLite0, TimmEncoder, build_encoder
-from sas.models.fusion import Block, Fusion, ImageUNet, attention_over
+from sas.models.fusion import Block, Fusion, attention_over, gathered, zeroed
 from sas.storage import StoredSmall
 
 
@@ -34,9 +34,8 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
     image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0" (to stride 16), "efficientnet_lite0_deep"
     (to stride 32), "timm/NAME" or a registered one; the last two are run once on an empty picture, to see that their maps are as they say.
     encoder_widths: of the "conv" encoder's three maps. fusion: width of each level at which the encoder's maps are fused, from fine to
-    coarse; empty for none. image_unet: widths of an `ImageUNet`, whose first level has twice the side of the denoiser's first and whose
-    others are the levels at which the encoder has maps; empty for none. channels: width of each level of the denoiser; each after the
-    first halves the resolution. blocks: residual blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
+    coarse; empty for none. channels: width of each level of the denoiser; each after the first halves the resolution. blocks: residual
+    blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
     patch: side of the pixel blocks folded into channels at its input and unfolded at its output. detail: width of a `Detail` stage behind
     it, which needs a map of the encoder at least as fine as the masks, of at most 4 times their side; 0 for none.
     Output channels: the mask's, then "stop", a logit that no layer is left, the same at every pixel.
@@ -54,7 +53,6 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         encoder: str = "conv",
         encoder_widths: Sequence[int] = (32, 64, 128),
         fusion: Sequence[int] = (),
-        image_unet: Sequence[int] = (),
         channels: Sequence[int] = (48, 96, 160, 192),
         blocks: int = 1,
         attention_sizes: Sequence[int] = (8, 4),
@@ -91,25 +89,6 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                 f"{tuple(fusion)}: each map must have half the side of the one before"
             )
         self.fuse = Fusion([channels[level] for level in given], fusion, groups=norm_groups) if fusion else None
-        self.look = None
-        if image_unet:
-            finer = [2 * side, *sides[: len(given)]]
-            found = [image_size // stride for stride in strides]
-            if given != list(range(len(given))) or not {2 * side, 4 * side} & set(found):
-                raise ValueError(
-                    f"image_unet must be empty for encoder {encoder}, whose maps are of sides {found}, got {tuple(image_unet)}: it needs one of side "
-                    f"{2 * side} or {4 * side}, and one for each level of the denoiser from its first to the coarsest that has one"
-                )
-            if len(image_unet) != len(finer):
-                raise ValueError(
-                    f"image_unet must name the width of each of {len(finer)} levels, of sides {tuple(finer)}, got {tuple(image_unet)}: change it, "
-                    "or leave it empty"
-                )
-            entries = [
-                (*_place(image_size, stride, finer, encoder), width)
-                for stride, width in zip(strides, widths, strict=True)
-            ]
-            self.look = ImageUNet(entries, [channels[level] for level in given], image_unet, groups=norm_groups)
 
         time_width = 4 * channels[0]
         self.time = nn.Sequential(
@@ -142,9 +121,13 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
             self.up_attention.append(attention(width, sides[level]))
             before = width
         self.norm = nn.GroupNorm(norm_groups, channels[0])
-        self.head = nn.Conv2d(channels[0], patch**2, 3, padding=1)
-        self.stop = nn.Linear(channels[-1], 1)
+        self.head = zeroed(nn.Conv2d(channels[0], patch**2, 3, padding=1))
+        self.stop = zeroed(nn.Linear(channels[-1], 1))
         self.fine = None
+        if detail < 0 or detail % norm_groups:
+            raise ValueError(
+                f"detail must be 0 or a positive multiple of norm_groups = {norm_groups}, got {detail}: change one of them"
+            )
         if detail:
             found = [image_size // stride for stride in strides]
             self.fine_maps = [n for n, one in enumerate(found) if one in (mask_size, 2 * mask_size, 4 * mask_size)]
@@ -159,10 +142,6 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                 )
             kept = [(found[n] // mask_size, widths[n]) for n in self.fine_maps]
             self.fine = Detail(kept, before=channels[0], patch=patch, width=detail, groups=norm_groups)
-        for final in (self.head, self.stop):
-            nn.init.zeros_(final.weight)
-            assert final.bias is not None
-            nn.init.zeros_(final.bias)
 
     def load_pretrained_encoder(self) -> None:
         """Start the image encoder from ImageNet features; InputError if the package that holds them is not installed, or there are none."""
@@ -187,18 +166,13 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                 f"image must have shape (B, 3, {size}, {size}), got {tuple(image.shape)}: "
                 "bring it to the model's size with sas.geometry.Geometry"
             )
-        levels: dict[int, torch.Tensor] = {}
         found = self.image_encoder(image)
-        for (level, fold), neck, one in zip(self.places, self.necks, found, strict=True):
-            added = neck(functional.pixel_unshuffle(one, fold))
-            levels[level] = levels[level] + added if level in levels else added
+        levels = gathered(self.places, self.necks, found)
         maps = [levels[level] for level in sorted(levels)]
         if self.fuse is not None:
             maps = self.fuse(maps)
-        if self.look is not None:
-            maps = self.look(found, maps)
         if self.fine is not None:
-            maps = [*maps, self.fine.look([found[number] for number in self.fine_maps])]
+            maps = [*maps, self.fine.encode([found[number] for number in self.fine_maps])]
         return tuple(maps)
 
     def forward(

@@ -6,7 +6,7 @@ SET/<id>/gt_00.png     every other picture is the amodal mask of one object, nam
 SET/<id>/order.json    optional: [[front, behind], ...] by stem; or order.txt, a line "front behind" each
 ```
 
-Without an order file nothing is known of the order: `order_matrix` is None, and asking the scene for its layers is an error.
+Without an order file nothing is known of the order of two or more objects: `order_matrix` is None, and asking the scene for its layers is an error.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ class MaskFolders(AnnotatedScenes):
         return len(self.folders)
 
     def without_order(self) -> str | None:
-        """The first folder that has no order file, None if all have one."""
-        return next((one.name for one in self.folders if not any((one / name).is_file() for name in ORDER_FILES)), None)
+        """The first folder of two or more objects that has no order file, None if all have one."""
+        for one in self.folders:
+            if len(_pictures(one)[1]) > 1 and not any((one / name).is_file() for name in ORDER_FILES):
+                return one.name
+        return None
 
     def file_defects(self) -> list[Defect]:
         """Folders with pictures that are no scenes."""
@@ -99,7 +102,8 @@ class MaskFolders(AnnotatedScenes):
             words = f"the order names {one}, which has no mask; its pairs are left out"
             defects.append(Defect("warning", "order-object", words, "keep", image=id, object=one))
         objects = tuple(RawObject(id=mask.stem, name=mask.stem, amodal=mask) for mask in masks)
-        return RawScene(id, images[0], objects, pairs=tuple(pairs or ()), ordered=pairs is not None), defects
+        ordered = pairs is not None or len(objects) <= 1
+        return RawScene(id, images[0], objects, pairs=tuple(pairs or ()), ordered=ordered), defects
 
 
 def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -1,0 +1,86 @@
+"""Where the first layer loses: missed objects, objects drawn too early, parts of objects, background; and how much of it lies at outlines.
+
+    python benchmarks/first_layer.py data/held_out_cutouts [--weights default] [--limit 200]
+
+The first layer drawn (the weights' own defaults, seed 0; nothing, if there is none) against the true one, both at the masks' grid. Each wrong cell
+counts as a share of their union. "missed": in an object of the true layer of which less than half is drawn. "too early": in what can be
+seen behind the true layer of an object of which more than half of that is drawn. "parts": all others in an object. "background": where
+nothing is. "at outlines": all that are within one cell of the true layer's outline, whichever they are. A cell that belongs to several
+objects counts for the first that claims it, in this order. Means over scenes with objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+
+import numpy as np
+from scipy.ndimage import binary_dilation, binary_erosion
+from tqdm.auto import tqdm
+
+from sas.evaluation import load_dataset
+from sas.pipeline import SASPipeline
+from sas.scene import Scene
+
+NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+def losses(scene: Scene, drawn: np.ndarray, objects: np.ndarray) -> tuple[dict[str, float], list[tuple[bool, bool]]]:
+    """Shares of the union by kind; and of each object whether it is of the true first layer, and whether it counts as drawn.
+
+    drawn: bool (h, w). objects: the scene's amodal masks, bool (N, h, w).
+    """
+    front = scene.layer_index == 0
+    true = objects[front].any(axis=0)
+    wrong, union = drawn != true, max(1, int((drawn | true).sum()))
+    kinds = {name: np.zeros_like(true) for name in ("missed", "too early")}
+    taken = []
+    for mask, first in zip(objects, front, strict=True):
+        asked = mask if first else mask & ~true
+        if asked.any():
+            found = bool((drawn & asked).sum() * 2 > asked.sum())
+            taken.append((bool(first), found))
+            if found != first:
+                kinds["missed" if first else "too early"] |= wrong & asked
+    kinds["too early"] &= ~kinds["missed"]
+    anywhere = objects.any(axis=0)
+    kinds["parts"] = wrong & anywhere & ~kinds["missed"] & ~kinds["too early"]
+    kinds["background"] = wrong & ~anywhere
+    outline = binary_dilation(true, NEIGHBOURS) & ~binary_erosion(true, NEIGHBOURS, border_value=1)
+    kinds["at outlines"] = wrong & outline
+    shares = {name: float(cells.sum()) / union for name, cells in kinds.items()}
+    if outline.any():
+        shares["wrong cells at outlines, of all there"] = float((wrong & outline).sum() / outline.sum())
+    return {"IoU": 1 - float(wrong.sum()) / union, **shares}, taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--weights", default="default")
+    parser.add_argument("--limit", type=int, default=200)
+    options = parser.parse_args()
+    pipe = SASPipeline.from_pretrained(options.weights)
+    pipe.set_progress_bar_config(disable=True)
+    scenes, values, taken = load_dataset(options.data), defaultdict(list), []
+    for index in tqdm(range(min(options.limit, len(scenes)))):
+        scene = scenes[index].drop_invisible()
+        if not len(scene):
+            continue
+        result = pipe(scene.image, seed=0)
+        objects = result.geometry.masks_to_model(scene.amodal_masks)
+        shares, found = losses(scene, result.masks[0] if len(result) else np.zeros_like(objects[0]), objects)
+        taken += found
+        for name, value in shares.items():
+            values[name].append(value)
+    print(f"{len(values['IoU'])} scenes with objects")
+    for name, column in values.items():
+        print(f"{name}: {statistics.fmean(column):.3f}")
+    for first, words in ((True, "of the first layer, drawn there"), (False, "behind it, drawn in it")):
+        hits = [found for front, found in taken if front == first]
+        print(f"objects {words}: {sum(hits)} of {len(hits)}")
+
+
+if __name__ == "__main__":
+    main()
