@@ -181,7 +181,7 @@ def table(out: Path) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, cell in CELLS.items():
-        files = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-[0-9].json"))]
+        files = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-[0-9]*.json"))]
         if not files:
             continue
 

@@ -2,8 +2,8 @@
 
     python benchmarks/failures.py data/test [--weights default] [--limit 200] [--worst 6] [--out results/failures.png]
 
-A scene's score is the mean IoU of those of its first three layers that it has. Each row of the picture: the scene, its true layers, and
-the layers found, drawn as outlines, the front one in the first colour.
+A scene's score is the mean IoU of those of its first three layers that it has. For each of them, two in a row: the scene, its true layers,
+and the layers found, drawn as outlines, the front one in the first colour.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The first layer drawn (the weights' own defaults, seed 0; nothing, if there is n
 counts as a share of their union. "missed": in an object of the true layer of which less than half is drawn. "too early": in what can be
 seen behind the true layer of an object of which more than half of that is drawn. "parts": all others in an object. "background": where
 nothing is. "at outlines": all that are within one cell of the true layer's outline, whichever they are. A cell that belongs to several
-objects counts for the first that claims it, in this order. Means over scenes with objects.
+objects counts for the first that claims it, in this order. Means over scenes with objects in a known order.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
     scenes, values, taken = load_dataset(options.data), defaultdict(list), []
     for index in tqdm(range(min(options.limit, len(scenes)))):
         scene = scenes[index].drop_invisible()
-        if not len(scene):
+        if not len(scene) or scene.order_matrix is None:
             continue
         result = pipe(scene.image, seed=0)
         objects = result.geometry.masks_to_model(scene.amodal_masks)

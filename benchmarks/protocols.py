@@ -11,6 +11,7 @@ scenes, same consensus, until the network finds nothing. Without weights the net
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import time
@@ -47,10 +48,11 @@ def train(steps: int, out: Path) -> Path:
 
 
 def scenes(count: int) -> list[Scene]:
-    """Scenes that training has not seen, 128 x 128 pixels."""
+    """Scenes with objects that training has not seen, 128 x 128 pixels."""
     data = load_config(None, {**BASE, "data.classes": 40, "data.image_size": 128, "data.mask_size": 128}).data
     composer = build_composer(data, seed=2 * VALIDATION_SEED, atlas_seed=2 * VALIDATION_SEED)
-    return composer.scenes(0, range(count))
+    found = (composer.scenes(0, [place])[0] for place in itertools.count())
+    return list(itertools.islice((scene for scene in found if len(scene)), count))
 
 
 def run(

@@ -421,6 +421,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", default="results/speed.json")
     options = parser.parse_args()
+    if Path(options.weights).is_dir():  # other processes run elsewhere
+        options.weights = str(Path(options.weights).resolve())
     pipe = SASPipeline.from_pretrained(options.weights)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(options.device)

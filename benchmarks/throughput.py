@@ -96,9 +96,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     small = {"data.classes": 16, "data.views": 2, "data.background_count": 16}
-    config = load_config(
-        options.config, {**small, "diffusion.rollout": 0.0, "training.optimizer": "adamw", "training.compile": False}
-    )
+    plain = {"training.optimizer": "adamw", "training.compile": False, "training.micro_batch": None}
+    config = load_config(options.config, {**small, "diffusion.rollout": 0.0, **plain})
     batch = config.training.batch_size
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         trainer = Trainer(config, folder, progress=False)

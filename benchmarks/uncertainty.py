@@ -115,6 +115,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     dataset = load_dataset(options.data)
     scenes = [dataset[index].drop_invisible() for index in range(min(options.limit, len(dataset)))]
+    scenes = [scene for scene in scenes if scene.order_matrix is not None]
     found = {members: measure(pipe, scenes, members=members, steps=options.steps) for members in options.members}
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {len(scenes)} scenes, {options.steps} steps\n"

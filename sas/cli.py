@@ -136,13 +136,14 @@ def _sample(options: Sample) -> int:
     with quick_imports():
         from sas.io import InputError
         from sas.pictures import find_images
-        from sas.sampling import sample_files
+        from sas.sampling import sample_files, without_results
 
     files: list[Path] = []
     failures = 0
     for item in options.inputs:
         try:
-            files += find_images([item], recursive=options.recursive)
+            found = find_images([item], recursive=options.recursive)
+            files += without_results(found, folder=item) if Path(item).is_dir() else found
         except (InputError, OSError) as error:
             failures += 1
             _tell(f"{item}: {error}", error=True)
@@ -240,8 +241,11 @@ def _evaluate(options: Evaluate) -> int:
 
     with quick_imports():
         from sas.evaluation import evaluate, load_dataset, pipeline_predictor, true_mask_scores
+        from sas.io import make_folder
 
+    out = Path(options.out)
     scenes = load_dataset(options.dataset)
+    make_folder(out)
     pipe = _load(None if options.weights == "default" else options.weights, options.device)
     predictor = pipeline_predictor(pipe, ensemble_size=options.members, num_inference_steps=options.steps)
     report = evaluate(predictor, scenes, seed=options.seed, limit=options.limit)
@@ -254,8 +258,8 @@ def _evaluate(options: Evaluate) -> int:
         num_inference_steps=options.steps,
     )
     report = replace(report, scores={**report.scores, **behind_truth})
-    report.save(Path(options.out))
     print(report.to_markdown())
+    report.save(out)
     return 0
 
 
@@ -266,25 +270,27 @@ _RULE = ("min_size", "border", "share", "margin")
 def _compose(options: Compose) -> int:
     if options.count < 1:
         raise UsageError(f"--count must be at least 1, got {options.count}; ask for one or more scenes")
+    if not 16 <= options.size <= 1024:
+        raise UsageError(f"--size must be from 16 to 1024 pixels, got {options.size}; pass one of these")
+    if options.part != "all" and not options.cutouts and options.backgrounds is None:
+        raise UsageError(
+            f"--part {options.part} has no effect without --cutouts or --backgrounds, which it divides; remove it"
+        )
     if options.from_modal and options.cutouts:
         raise UsageError("--from-modal excludes --cutouts; cut the objects first, or leave one of them out")
     given = [name for name in ("images", "fields", *_RULE) if getattr(options, name) not in (None, ())]
     if given and not options.from_modal:
         raise UsageError(f"--{given[0].replace('_', '-')} has no effect without --from-modal; remove it")
-    from sas.data.folders import SASFolders, write_project, write_sas_folders
+    from sas.data.folders import write_project, write_sas_folders
 
-    out = Path(options.out)
-    if out.is_dir() and any(out.iterdir()) and not ((out / "dataset.json").exists() or SASFolders.layer_folders(out)):
-        raise UsageError(
-            f"--out {out} holds files that are no scenes, and would be replaced as a whole; choose a new or empty folder"
-        )
+    out = cli_data.new_folder(options.out)
     composer = _composer(options)
     scenes = (scene for place in range(options.count) for scene in composer.scenes(0, [place]))
     if options.format == "sas":
-        count = write_sas_folders(options.out, scenes)
+        count = write_sas_folders(out, scenes)
     else:
         count = write_project(
-            options.out, scenes, min_overlap=options.min_overlap, generator=compose_command(options), seed=options.seed
+            out, scenes, min_overlap=options.min_overlap, generator=compose_command(options), seed=options.seed
         )
     print(f"{count} scenes -> {options.out}")
     return 0

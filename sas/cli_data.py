@@ -121,7 +121,7 @@ def convert(options: Convert) -> int:
     from sas.data.folders import write_project, write_sas_folders
     from sas.data.formats.writers import write_cocoa, write_kins2020
 
-    out = _target(options.out)
+    out = new_folder(options.out)
     chosen = _Chosen(open_scenes(options), options.limit)
     if options.to == "project":
         count = write_project(out, chosen, min_overlap=0.01, generator=f"sas data convert {options.path}")
@@ -136,7 +136,7 @@ def convert(options: Convert) -> int:
 def pack_shards(options: Pack) -> int:
     from sas.data.shards import pack
 
-    out = _target(options.out)
+    out = new_folder(options.out)
     chosen = _Chosen(open_scenes(options), options.limit)
     count = pack(chosen, out, shard_size=options.shard_size, progress=True)
     _tell_order(chosen)
@@ -185,7 +185,8 @@ def formats(options: Formats) -> int:
     return 0
 
 
-def _target(out: str) -> Path:
+def new_folder(out: str) -> Path:
+    """The folder that `--out` names; InputError if it holds anything."""
     from sas.io import InputError
 
     if not out:

@@ -5,12 +5,10 @@ Shapes: b states, e members. Members are bool (b, e, h, w); their soft masks are
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from einops import reduce
 
-ConsensusRule = Literal["medoid", "mean"]
+from sas.provenance import Consensus
 
 
 def void_members(members: torch.Tensor, *, void_area: float) -> torch.Tensor:
@@ -21,7 +19,7 @@ def void_members(members: torch.Tensor, *, void_area: float) -> torch.Tensor:
     return reduce(members.float(), "b e h w -> b e", "mean") < void_area
 
 
-def consensus(members: torch.Tensor, void: torch.Tensor, *, rule: ConsensusRule = "medoid") -> torch.Tensor:
+def consensus(members: torch.Tensor, void: torch.Tensor, *, rule: Consensus = "medoid") -> torch.Tensor:
     """The mask kept for each state, bool (b, h, w), from the members that are not void.
 
     "medoid": the member with the smallest L1 distance to the mean of them (SAS; the first one on ties), a shape that was really

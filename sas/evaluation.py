@@ -405,7 +405,8 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
     depth = np.array([instance["layer"] for instance in result.instances], dtype=np.int64)
     return {
         **row,
-        "layer_ious": metrics.layer_ious(predicted, true),
+        # A true layer of which no pixel is known says nothing.
+        "layer_ious": np.where(true.any(axis=(1, 2)), metrics.layer_ious(predicted, true), np.nan),
         "layer_areas": [
             (int((predicted[k] & t).sum()), int((predicted[k] | t).sum())) if k < len(predicted) else (0, int(t.sum()))
             for k, t in enumerate(true)
@@ -430,7 +431,9 @@ def aggregate(rows: Sequence[dict[str, Any]]) -> dict[str, Score]:
             scores[f"{name}_layer_{k}"] = _mean(
                 [row[f"layer_{name}s"][k] for row in ordered if len(row["layer_ious"]) > k]
             )
-        firsts = [float(np.mean(row[f"layer_{name}s"][:3])) for row in ordered if len(row["layer_ious"])]
+        firsts = [
+            float(np.nanmean(row)) for row in (row[f"layer_{name}s"][:3] for row in ordered) if not np.isnan(row).all()
+        ]
         if deepest:
             scores[f"{name}_first_three_layers"] = _mean(firsts)
     for k in range(deepest):

@@ -43,7 +43,7 @@ def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | Spl
     pretrained: the image encoder starts from ImageNet features, if the configuration says so.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.training.seed, "weights"))
+        torch.default_generator.manual_seed(derive_seed(config.training.seed, "weights"))
         if config.model.name == "split":
             try:
                 model = SplitDenoiser(

@@ -188,6 +188,14 @@ def write_file(path: str | Path, data: bytes, *, sync: bool) -> None:
         _sync(place.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder if it is not there, before the work whose result it is for; InputError as of `atomic_write_bytes`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 def check_replaceable(folder: Path, *, mark: str, kind: str, name: str) -> None:
     """InputError, which calls the folder `name`, if it has files in it but not `mark`, by which a folder of this kind is known."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists():
@@ -197,12 +205,12 @@ def check_replaceable(folder: Path, *, mark: str, kind: str, name: str) -> None:
 
 
 @contextmanager
-def atomic_folder(target: str | Path, *, own: str | None = None) -> Iterator[Path]:
+def atomic_folder(target: str | Path, *, own: str | None = None, new: bool = False) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name when the block ends well.
 
     A folder that stands there already is replaced as a whole, or, with `own`, but for what is not its own: files and folders directly in it
-    whose names the regular expression `own` does not match stay there. On any exception `target` stays as it was and the
-    temporary folder is removed. A symbolic link is followed. InputError if `target` is a file, and
+    whose names the regular expression `own` does not match stay there. With `new` it must be empty. On any exception `target` stays as it
+    was and the temporary folder is removed. A symbolic link is followed. InputError if `target` is a file or, with `new`, holds anything, and
     "cannot write TARGET: reason; cure" where the system refuses to write, with the OSError as its cause.
     """
     place = Path(os.path.realpath(target))
@@ -212,6 +220,8 @@ def atomic_folder(target: str | Path, *, own: str | None = None) -> Iterator[Pat
             os.lstat(place)  # tells of a name that cannot be, for example one that is too long
         if os.path.lexists(place) and not place.is_dir():
             raise InputError(f"cannot write {target}: it is a file; choose another output folder")
+        if new and place.is_dir() and any(place.iterdir()):
+            raise InputError(f"cannot write {target}: there are files in it; choose a new or empty folder")
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     except OSError as error:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from einops import rearrange, reduce, repeat
 
-from sas.ensemble import ConsensusRule, consensus, marginal_uncertainty, probability, uncertainty, void_members
-
-StopReason = Literal["empty", "no_progress", "max_layers"]
+from sas.ensemble import consensus, marginal_uncertainty, probability, uncertainty, void_members
+from sas.provenance import Consensus, StopReason
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class LoopRules:
 
     threshold: float = 0.5
     void_area: float = 0.0025
-    consensus: ConsensusRule = "medoid"
+    consensus: Consensus = "medoid"
     merge_disjoint: bool = True
     max_layers: int = 8
     shared: bool = True

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -473,13 +474,11 @@ class SASPipeline(DiffusionPipeline):
             )
         members = config.ensemble_size if ensemble_size is None else ensemble_size
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        _check_integer("ensemble_size", members, low=1, high=4096)
-        _check_integer("num_inference_steps", steps, low=1, high=self.scheduler.config.num_train_timesteps)
-        _check_integer("seed", 0 if seed is None else seed, low=0, high=MAX_SEED)
+        steps = _integer("num_inference_steps", steps, low=1, high=self.scheduler.config.num_train_timesteps)
         return EnsembleSettings(
-            members=members,
+            members=_integer("ensemble_size", members, low=1, high=4096),
             steps=1 if mode == "marginal" else steps,
-            seed=0 if seed is None else seed,
+            seed=_integer("seed", 0 if seed is None else seed, low=0, high=MAX_SEED),
             consensus=config.consensus if consensus is None else consensus,  # type: ignore[arg-type]
             mode=mode,  # type: ignore[arg-type]
         )
@@ -508,8 +507,8 @@ class SASPipeline(DiffusionPipeline):
         cumulative: str | None,
         output_type: str,
     ) -> None:
-        _check_integer("max_layers", max_layers, low=1, high=1024)
-        _check_integer("batch_size", batch_size, low=1, high=1_000_000)
+        _integer("max_layers", max_layers, low=1, high=1024)
+        _integer("batch_size", batch_size, low=1, high=1_000_000)
         if seed is not None and generator is not None:
             raise ValueError(
                 f"seed and generator exclude each other, got seed={seed} and a generator: pass one of them"
@@ -619,10 +618,12 @@ def _versions(model: torch.nn.Module) -> list[tuple[int, int]]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or a CPU, whose allocator has no exception of its own."""
+    """Whether memory ran out, on a GPU, or on a CPU or one of Apple's GPUs, whose allocators have no exception of their own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+        and any(
+            words in str(error) for words in ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+        )
     )
 
 
@@ -641,6 +642,9 @@ def _drawn_seed(generator: torch.Generator) -> int:
     return int(torch.randint(0, 2**62, (1,), generator=generator, device=generator.device))
 
 
-def _check_integer(name: str, value: object, *, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def _integer(name: str, value: object, *, low: int, high: int) -> int:
+    """The value as a plain int, which NumPy's are not."""
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or not low <= number <= high:
         raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}: pass a number in that range")
+    return number

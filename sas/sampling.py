@@ -14,6 +14,7 @@ from sas.io import InputError
 from sas.pictures import read_image
 from sas.pipeline import SASPipeline, out_of_memory
 from sas.result import LayeredResult
+from sas.result_files import ARRAYS_FILE, RESULT_FILE
 
 MANY_PIXELS = 100_000_000
 """So many pixels at least are worth a call of the pipeline, even if more pictures would fit the network's batch."""
@@ -49,6 +50,14 @@ def result_folders(files: Sequence[Path], out: Path) -> list[Path]:
     return folders
 
 
+def without_results(files: Sequence[Path], *, folder: str | Path) -> list[Path]:
+    """The files found in `folder` that lie in no result's folder, whose pictures are drawings; InputError if none is left."""
+    kept = [file for file in files if not all((file.parent / name).is_file() for name in (RESULT_FILE, ARRAYS_FILE))]
+    if not kept:
+        raise InputError(f"folder {folder} holds results of `sas sample` and no other picture; name another folder")
+    return kept
+
+
 def sample_files(
     pipe: SASPipeline,
     files: Sequence[Path],
@@ -60,16 +69,17 @@ def sample_files(
 ) -> list[Outcome]:
     """Take the pictures of some files apart and write a folder for each; returns what became of each, in order.
 
-    A folder is written under a temporary name and renamed; an existing one is replaced. options: keyword arguments of the pipeline.
+    A folder is written under a temporary name and renamed; an existing one is replaced. on_done: gets each outcome with its result; those
+    returned hold none, which would fill the memory. options: keyword arguments of the pipeline.
     """
     members = options.get("ensemble_size") or pipe.config.ensemble_size
     together = max(1, batch_size // members)
     outcomes: list[Outcome] = []
     for part in _parts(files, result_folders(files, out), together):
         for outcome in _finish(pipe, part, batch_size, options):
-            outcomes.append(outcome)
             if on_done:
                 on_done(outcome)
+            outcomes.append(replace(outcome, result=None))
     return outcomes
 
 

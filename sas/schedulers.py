@@ -75,7 +75,7 @@ def _path(
     draw = torch.Generator().manual_seed(0)
     x_t = torch.randn(1, 1, 4, 4, generator=draw) * scheduler.init_noise_sigma
     shown, told = [], torch.full_like(x_t, scale)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     for step, t in enumerate(scheduler.timesteps):
         shown.append(scheduler.scale_model_input(x_t, t))
         told = torch.full_like(x_t, scale * (1 + shake * (-1) ** step))

@@ -79,7 +79,11 @@ def validate(
     complete = np.ones(len(batch), dtype=bool) if batch.complete is None else batch.complete.cpu().numpy()
     judged = batch.known[:, 0].cpu().numpy()
     layers &= judged[:, None]
-    own = [layer_ious(found & judged[b], layers[b, : counts[b]]) for b, found in enumerate(predictions)]
+    # A true layer of which no pixel is known says nothing.
+    own = [
+        np.where(layers[b, : counts[b]].any(axis=(1, 2)), layer_ious(found & judged[b], layers[b, : counts[b]]), np.nan)
+        for b, found in enumerate(predictions)
+    ]
 
     items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
     masks, void, stop = _with_true_masks(pipe, sampler, features, batch, items, rules, members, seed)
@@ -87,7 +91,9 @@ def validate(
     true = [np.zeros(count) for count in counts]
     stops = np.ones(len(batch), dtype=bool)
     for m, (b, k) in enumerate(zip(picture, layer, strict=True)):
-        if k < counts[b]:
+        if k < counts[b] and not layers[b, k].any():
+            true[b][k] = np.nan
+        elif k < counts[b]:
             true[b][k] = layer_ious(masks[m : m + 1] & judged[b], layers[b, k : k + 1])[0]
         stops[b] &= bool(void[m]) == (k == counts[b])
     extra = [false_layers(p & judged[b], layers[b, : counts[b]]) for b, p in enumerate(predictions) if complete[b]]
@@ -190,6 +196,7 @@ def _with_true_masks(
 
 
 def _by_layer(scores: list[np.ndarray]) -> list[float]:
-    """Mean over the scenes that have each layer."""
+    """Mean over the scenes that have each layer and know a pixel of it."""
     deepest = max((len(s) for s in scores), default=0)
-    return [float(np.mean([s[k] for s in scores if len(s) > k])) for k in range(deepest)]
+    columns = [[s[k] for s in scores if len(s) > k and not np.isnan(s[k])] for k in range(deepest)]
+    return [float(np.mean(column)) if column else float("nan") for column in columns]

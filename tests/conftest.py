@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def samples() -> Path:
     if not folder:
         pytest.skip("SAS_SAMPLES is not set: the sample photographs are not part of the repository")
     return Path(folder)
+
+
+def fresh(folder: Path) -> Path:
+    """A new folder in `folder`, for tests that write several times."""
+    return Path(tempfile.mkdtemp(dir=folder))
 
 
 def box(height: int, width: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:

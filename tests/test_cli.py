@@ -324,7 +324,9 @@ def test_compose_takes_only_the_part_asked_for(call: Call, tmp_path: Path) -> No
         status == 2 and "--families must leave out ring with --part train, which is for testing only; remove it" in err
     )
     status, _, err = call("compose", "--out", "none", "--part", "test", "--count", 4)
-    assert status == 2 and "split has no effect without cutouts or backgrounds" in err
+    assert status == 2 and "--part test has no effect without --cutouts or --backgrounds, which it divides" in err
+    status, _, err = call("compose", "--out", "none", "--size", 2048)
+    assert status == 2 and "--size must be from 16 to 1024 pixels, got 2048; pass one of these" in err
 
 
 def test_compose_with_prints_or_shades_shows_the_same_objects_in_other_colours(call: Call) -> None:
@@ -383,17 +385,18 @@ def test_faults_of_compose(call: Call, tmp_path: Path, arguments: list[str], mes
     assert not (tmp_path / "scenes").exists()
 
 
-def test_compose_replaces_scenes_and_nothing_else(call: Call, tmp_path: Path) -> None:
+def test_compose_replaces_nothing(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    assert call("compose", "--out", "new", *COMPOSE)[0] == 0
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "diary.txt").write_text("dear diary")
-    status, _, err = call("compose", "--out", "home", *COMPOSE)
-    assert status == 2
-    assert "--out home holds files that are no scenes" in err and "; choose a new or empty folder" in err
-    assert (tmp_path / "home" / "diary.txt").exists()
-    (tmp_path / "new").mkdir()
-    for form in ("project", "sas", "project"):
-        assert call("compose", "--out", "new", *COMPOSE, "--format", form)[0] == 0
-    assert isinstance(open_scenes("new"), ProjectFolder)
+    for folder in ("home", "new"):
+        before = sorted(Path(tmp_path / folder).rglob("*"))
+        for form in ("project", "sas"):
+            status, _, err = call("compose", "--out", folder, *COMPOSE, "--format", form)
+            assert status == 1
+            assert f"--out {folder} must be a new or empty folder, got one with files in it; choose another" in err
+        assert sorted(Path(tmp_path / folder).rglob("*")) == before
 
 
 def test_compose_from_cutouts_that_are_not_there(call: Call, tmp_path: Path) -> None:

@@ -267,6 +267,18 @@ def test_pixels_whose_truth_is_unknown_enter_no_score(pair: list[Scene]) -> None
     assert report.scores["miou_full"].n == 1, "an object of which nothing is known is left out"
 
 
+@pytest.mark.parametrize("drawn", [1, 2])
+def test_a_layer_of_which_no_pixel_is_known_enters_no_score(pair: list[Scene], drawn: int) -> None:
+    layers = pair[0].layer_masks
+    scene = replace(pair[0], known=~layers[1])
+    assert (layers[0] & ~layers[1]).any()
+    report = evaluate(answers([scene], [layers[:drawn]]), [scene], progress=False)
+    for name in ("iou", "ap"):
+        assert report.scores[f"{name}_layer_0"].value == report.scores[f"{name}_first_three_layers"].value == 1
+        assert report.scores[f"{name}_layer_1"].n == 0
+    assert "n/a" in report.to_markdown()
+
+
 def test_who_occludes_whom_is_known_where_their_overlap_is_not(pair: list[Scene]) -> None:
     """The objects touch in unknown pixels alone: the layers stay those of the whole masks, and a perfect answer stays perfect."""
     scene = replace(pair[0], known=~square(2, 2, 4, 4))

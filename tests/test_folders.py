@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import fresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -77,8 +78,9 @@ def test_project_round_trip(tmp_path: Path, tiny_scene: Scene) -> None:
 def test_any_masks_and_order_come_back(tmp_path: Path, pair: tuple[np.ndarray, np.ndarray]) -> None:
     masks, order = pair
     scene = make_scene(masks, order & ~np.eye(len(masks), dtype=bool), min_overlap=0.25)
-    write_project(tmp_path / "set", [scene], min_overlap=0.25)
-    assert_same(scene, ProjectFolder(tmp_path / "set")[0])
+    folder = fresh(tmp_path)
+    write_project(folder, [scene], min_overlap=0.25)
+    assert_same(scene, ProjectFolder(folder)[0])
 
 
 def test_scenes_are_a_sequence(tmp_path: Path) -> None:

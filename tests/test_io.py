@@ -859,6 +859,18 @@ def old(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+def test_a_new_folder_may_be_empty_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out", new=True) as folder:
+        (folder / "mine").write_bytes(b"mine")
+    with (
+        pytest.raises(InputError, match=r"cannot write .*out: there are files in it; choose a new or empty folder"),
+        atomic_folder(tmp_path / "out", new=True),
+    ):
+        raise AssertionError("the block must not begin")
+    assert tree(tmp_path) == {"out/mine": b"mine"}
+
+
 def test_a_folder_appears_at_the_end_and_replaces_the_old(tmp_path):
     target = tmp_path / "deep" / "out"
     for content in (b"first", b"second"):

@@ -780,6 +780,14 @@ LIMITS = [
 ]
 
 
+def test_numbers_may_be_numpys(tiny_pipe: SASPipeline) -> None:
+    plain = tiny_pipe(picture(), seed=3, ensemble_size=2, num_inference_steps=1, max_layers=1)
+    given = tiny_pipe(
+        picture(), seed=np.int64(3), ensemble_size=np.uint8(2), num_inference_steps=np.int32(1), max_layers=np.int64(1)
+    )
+    assert given == plain and type(given.settings.seed) is int
+
+
 @pytest.mark.parametrize(("options", "message"), LIMITS, ids=lambda v: str(list(v)) if isinstance(v, dict) else "")
 def test_bad_options_name_argument_value_and_cure(
     tiny_pipe: SASPipeline, options: dict[str, Any], message: str

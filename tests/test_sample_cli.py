@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sas.cli import run
 from sas.cli_options import Sample
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
-from sas.sampling import result_folders, sample_files
+from sas.sampling import Outcome, result_folders, sample_files
 
 ROOT = Path(__file__).resolve().parent.parent
 Call = Callable[..., tuple[int, list[str], list[str]]]
@@ -325,16 +326,29 @@ def test_tracebacks_only_with_debug(sample: Call, tmp_path: Path) -> None:
 def test_outcomes_come_in_order_and_one_by_one(tiny_pipe: SASPipeline, tmp_path: Path) -> None:
     files = [photo(tmp_path / f"{n}.png", n) for n in range(3)]
     files.insert(1, tmp_path / "gone.png")
-    told: list[Path] = []
+    told: list[Outcome] = []
     outcomes = sample_files(
-        tiny_pipe, files, tmp_path / "out", batch_size=2, on_done=lambda o: told.append(o.file),
+        tiny_pipe, files, tmp_path / "out", batch_size=2, on_done=told.append,
         ensemble_size=1, num_inference_steps=1, max_layers=1,
     )  # fmt: skip
-    assert [outcome.file for outcome in outcomes] == told == files
+    assert [outcome.file for outcome in outcomes] == files
     assert outcomes[1].result is None and outcomes[1].folder is None
     assert outcomes[1].error == "does not exist; check the path"
-    for outcome in (outcomes[0], *outcomes[2:]):
+    for outcome in (told[0], *told[2:]):
         assert outcome.folder is not None and LayeredResult.load(outcome.folder) == outcome.result
+    # Those returned hold no results, which would fill the memory.
+    assert outcomes == [replace(outcome, result=None) for outcome in told]
+
+
+def test_results_are_no_photographs(sample: Call, tmp_path: Path) -> None:
+    photo(tmp_path / "photos" / "a.png", 0)
+    out = tmp_path / "photos" / "results"
+    for _ in range(2):
+        assert sample(tmp_path / "photos", "--recursive", "--out", out)[0] == 0
+        assert [folder.name for folder in out.iterdir()] == ["a"]
+    status, _, err = sample(out / "a", "--out", tmp_path / "more")
+    assert status == 1 and "holds results of `sas sample` and no other picture; name another folder" in "".join(err)
+    assert sample(out / "a" / "overview.png", "--out", tmp_path / "more")[0] == 0, "what is named is wanted"
 
 
 def test_large_pictures_are_not_held_all_at_once(

@@ -83,7 +83,8 @@ def test_no_step_lies_before_the_first(steps: int) -> None:
     check(OURS, steps=steps)
 
 
-def test_checking_draws_no_random_numbers() -> None:
+def test_checking_draws_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's random state was set"))
     before = torch.get_rng_state()
     check(DDPMScheduler(prediction_type="sample"))
     assert torch.equal(before, torch.get_rng_state())

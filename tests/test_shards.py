@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import fresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -88,8 +89,9 @@ def any_scene(draw: Callable[..., object]) -> Scene:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(any_scene())
 def test_any_scene_comes_back(tmp_path: Path, scene: Scene) -> None:
-    assert pack([scene], tmp_path / "set") == 1
-    assert_same(scene, Shards(tmp_path / "set")[0])
+    folder = fresh(tmp_path)
+    assert pack([scene], folder) == 1
+    assert_same(scene, Shards(folder)[0])
 
 
 def corner_cases(tiny_scene: Scene) -> list[Scene]:
@@ -131,8 +133,8 @@ def test_packing_again_gives_the_same_bytes_and_shards_can_be_packed(tmp_path: P
     pack(Shards(tmp_path / "a"), tmp_path / "b", shard_size=4)
     for file in sorted(os.listdir(tmp_path / "a")):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    pack(open_scenes(tmp_path / "loose"), tmp_path / "a")  # takes the place of what stood there
-    for loose, packed in zip(open_scenes(tmp_path / "loose"), Shards(tmp_path / "a"), strict=True):
+    pack(open_scenes(tmp_path / "loose"), tmp_path / "c")
+    for loose, packed in zip(open_scenes(tmp_path / "loose"), Shards(tmp_path / "c"), strict=True):
         assert_same(loose, packed)
 
 
@@ -211,8 +213,8 @@ def test_what_cannot_be_packed_is_refused_and_leaves_nothing(tmp_path: Path) -> 
             pack(given_scenes, tmp_path / "set", **options)
         assert not os.listdir(tmp_path)
     pack(scenes, tmp_path / "set")
-    with pytest.raises(InputError, match="twice"):
-        pack([scenes[0], scenes[0]], tmp_path / "set")
+    with pytest.raises(InputError, match="choose a new or empty folder"):
+        pack(scenes[:1], tmp_path / "set")
     assert len(Shards(tmp_path / "set")) == 4 and os.listdir(tmp_path) == ["set"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import box
+from conftest import box, fresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -117,7 +117,7 @@ def shown(scene: Scene, format: str) -> Scene:
 @given(scene=any_scene())
 @pytest.mark.parametrize("format", THROUGH)
 def test_any_scene_comes_back(tmp_path: Path, format: str, scene: Scene) -> None:
-    (read,) = THROUGH[format](tmp_path / "set", [scene])
+    (read,) = THROUGH[format](fresh(tmp_path), [scene])
     assert_same(read, shown(scene, format))
 
 
@@ -125,7 +125,7 @@ def test_any_scene_comes_back(tmp_path: Path, format: str, scene: Scene) -> None
 @given(scene=any_scene(circles=True))
 @pytest.mark.parametrize("format", ["project", "shards", "cocoa"])
 def test_any_circle_comes_back(tmp_path: Path, format: str, scene: Scene) -> None:
-    (read,) = THROUGH[format](tmp_path / "set", [scene])
+    (read,) = THROUGH[format](fresh(tmp_path), [scene])
     assert_same(read, shown(scene, format))
 
 
@@ -138,7 +138,7 @@ def test_kins_holds_a_scene_exactly_or_refuses_it(tmp_path: Path, scene: Scene) 
             write_kins2020(tmp_path / "refused", [scene])
         assert not (tmp_path / "refused").exists()
     else:
-        (read,) = through_kins(tmp_path / "set", [scene])
+        (read,) = through_kins(fresh(tmp_path), [scene])
         assert_same(read, as_read(replace(scene, order_matrix=order)))
 
 
@@ -146,8 +146,9 @@ def test_kins_holds_a_scene_exactly_or_refuses_it(tmp_path: Path, scene: Scene) 
 @given(scene=any_scene())
 def test_any_layers_come_back_from_sas_folders(tmp_path: Path, scene: Scene) -> None:
     """A layer is one object there, and all that is told of the order."""
-    write_sas_folders(tmp_path / "set", [scene])
-    (read,) = SASFolders(tmp_path / "set")
+    folder = fresh(tmp_path)
+    write_sas_folders(folder, [scene])
+    (read,) = SASFolders(folder)
     layers = scene.layer_masks[scene.layer_masks.any(axis=(1, 2))]
     assert (read.image == scene.image).all() and read.amodal_masks.shape == layers.shape
     assert (read.amodal_masks == layers).all()
@@ -279,10 +280,10 @@ def test_a_scene_at_a_time_is_in_memory(tmp_path: Path, write: Callable[..., int
     for count in (5, 80):
         scenes = (Scene(image, noise.copy(), order, id=f"s{number}") for number in range(count))
         tracemalloc.start()
-        write(tmp_path / "set", scenes)
+        write(tmp_path / f"{count}", scenes)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    (file,) = (tmp_path / "set").glob("*.json")
+    (file,) = (tmp_path / "80").glob("*.json")
     assert peaks[1] - peaks[0] < file.stat().st_size / 4 and file.stat().st_size > 800_000
 
 
@@ -294,6 +295,22 @@ def with_order(*pairs: tuple[int, int]) -> Scene:
     for pair in pairs:
         order[pair] = True
     return chain(order_matrix=order)
+
+
+def write_plainly(folder: Path, scenes: Iterable[Scene]) -> int:
+    return write_project(folder, scenes, min_overlap=0.01)
+
+
+def write_shards(folder: Path, scenes: Sequence[Scene]) -> int:
+    return pack(scenes, folder)
+
+
+@pytest.mark.parametrize("write", [write_plainly, write_sas_folders, write_cocoa, write_kins2020, write_shards])
+def test_a_folder_that_holds_anything_is_refused(tmp_path: Path, write: Callable[..., int]) -> None:
+    (tmp_path / "own.png").write_bytes(b"own")
+    with pytest.raises(InputError, match=r"cannot write .*: there are files in it; choose a new or empty folder"):
+        write(tmp_path, [chain()])
+    assert [file.name for file in tmp_path.rglob("*")] == ["own.png"]
 
 
 WRITE = {"COCOA": write_cocoa, "KINS 2020": write_kins2020}
@@ -344,10 +361,9 @@ THREE = replace(chain(), amodal_masks=np.repeat(box(12, 20, 2, 2, 9, 9)[None], 4
 )
 def test_a_scene_that_a_format_cannot_hold_is_refused(tmp_path: Path, format: str, scene: Scene, words: str) -> None:
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "old").write_text("stays")
     with pytest.raises(InputError, match=f"^scene 'tiny' cannot be written as {format}: .*{words}"):
         WRITE[format](tmp_path / "set", [chain("good"), scene])
-    assert [file.name for file in tmp_path.rglob("*")] == ["set", "old"]  # the old folder, and nothing half written
+    assert [file.name for file in tmp_path.rglob("*")] == ["set"]  # the empty folder, and nothing half written
 
 
 def test_kins_leaves_a_pair_open_where_neither_rank_nor_sight_tells(tmp_path: Path) -> None:
@@ -357,7 +373,7 @@ def test_kins_leaves_a_pair_open_where_neither_rank_nor_sight_tells(tmp_path: Pa
     seen = scene.visible.copy()
     seen[2] &= ~scene.amodal_masks[1]
     with pytest.raises(InputError, match="share pixels and the scene does not say"):
-        write_kins2020(tmp_path / "set", [replace(scene, visible_masks=seen)])
+        write_kins2020(tmp_path / "other", [replace(scene, visible_masks=seen)])
 
 
 def test_names_of_files_are_checked(tmp_path: Path) -> None:
@@ -385,9 +401,9 @@ def test_what_a_format_cannot_say_is_told(tmp_path: Path, caplog: pytest.LogCapt
     ]
     for format, write in WRITE.items():
         caplog.clear()
-        write(tmp_path / "set", [scene, chain("e", source="x", dropped=3)])
+        write(fresh(tmp_path), [scene, chain("e", source="x", dropped=3)])
         assert caplog.records == []
-        write(tmp_path / "set", [*partial, chain("f", min_overlap=0.25)])
+        write(fresh(tmp_path), [*partial, chain("f", min_overlap=0.25)])
         words, overlap = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
         assert f"3 of 5 scenes have alternatives or are known in parts only, which {format} cannot say" in words
         assert (

@@ -107,9 +107,9 @@ class ProjectFolder(LazyScenes):
 def write_project(
     path: str | Path, scenes: Iterable[Scene], *, min_overlap: float, generator: str = "", seed: int | None = None
 ) -> int:
-    """Write scenes in the project format; returns how many. The folder appears when it is complete."""
+    """Write scenes in the project format; returns how many. The folder, new or empty, appears when it is complete."""
     lines: list[str] = []
-    with atomic_folder(Path(path)) as folder:
+    with atomic_folder(Path(path), new=True) as folder:
         (folder / "images").mkdir()
         taken: set[str] = set()
         for scene in scenes:
@@ -196,10 +196,10 @@ class SASFolders(LazyScenes):
 
 
 def write_sas_folders(path: str | Path, scenes: Iterable[Scene]) -> int:
-    """Write scenes as `<id>_<layer>` folders; returns how many scenes."""
+    """Write scenes as `<id>_<layer>` folders into `path`, new or empty, which appears when it is complete; returns how many scenes."""
     taken: set[str] = set()
     partial = 0
-    with atomic_folder(Path(path)) as root:
+    with atomic_folder(Path(path), new=True) as root:
         for scene in scenes:
             name = new_id(scene, taken)
             partial += scene.known is not None or not scene.complete

@@ -58,7 +58,7 @@ def cut_objects(
     """Write the whole objects of a modal data set as cutouts that `Atlas.from_folders` reads; returns how many.
 
     `<category>__<image id>-<annotation id>__0.png`: RGBA, trimmed, alpha 255 on the mask and 0 elsewhere, where the colour is black. The
-    folder appears when it is complete. limit: stop after this many, the pictures taken in an order drawn from `seed`. file, images, part,
+    folder, new or empty, appears when it is complete. limit: stop after this many, the pictures taken in an order drawn from `seed`. file, images, part,
     fields: see `ModalSet`.
     InputError if there is no such object; the message counts what spoke against the objects there are, and says what to loosen.
     """
@@ -69,7 +69,7 @@ def cut_objects(
     order = torch.randperm(len(pictures), generator=generator_for(seed, "cutouts")).tolist()
     against: Counter[str] = Counter()
     largest = count = 0
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, new=True) as folder:
         for number in tqdm(order, unit="picture", disable=not progress, dynamic_ncols=True):
             regions = data.regions(pictures[number])
             objections = [rule.objection(regions, row) for row in range(len(regions.instances))]

@@ -57,7 +57,7 @@ def pack(
     generator: str = "",
     progress: bool = False,
 ) -> int:
-    """Write scenes as shards into folder `out`, which appears when it is complete; returns how many.
+    """Write scenes as shards into folder `out`, new or empty, which appears when it is complete; returns how many.
 
     scenes: read one at a time. shard_size: scenes in a shard, the last one may hold fewer. seed: None keeps the order of the scenes;
     a number shuffles them once, which a source sorted by class wants, because a shuffle buffer mixes neighbours alone.
@@ -73,7 +73,7 @@ def pack(
         rows = torch.randperm(len(scenes), generator=generator_for(seed, "pack")).tolist()
     records: list[dict[str, Any]] = []
     taken: set[str] = set()
-    with atomic_folder(out) as folder, tqdm(total=len(rows), unit="scene", disable=not progress) as bar:
+    with atomic_folder(out, new=True) as folder, tqdm(total=len(rows), unit="scene", disable=not progress) as bar:
         for start in range(0, len(rows), shard_size):
             part = rows[start : start + shard_size]
             tar = folder / f"shard-{len(records):06d}.tar"

@@ -121,7 +121,7 @@ def _write(path: str | Path, scenes: Iterable[Scene], format: str, file_name: st
     taken: set[str] = set()
     overlaps: set[float] = set()
     partial = 0
-    with atomic_folder(Path(path)) as root:
+    with atomic_folder(Path(path), new=True) as root:
         (root / "images").mkdir()
         # Images and annotations are two lists of one file: the images wait in a file of their own.
         waiting = root / ".images"
