@@ -368,7 +368,7 @@ def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) 
     ("arguments", "message"),
     [
         (["--count", "0"], "--count must be at least 1, got 0; ask for one or more scenes"),
-        (["--size", "8"], "image_size must be at least 16, got 8: pass 16 or more"),
+        (["--size", "8"], "--size must be from 16 to 1024 pixels, got 8; pass one of these"),
         (["--objects", "3", "1"], "objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
         (["--intra-class", "2"], "intra_class must be at most 1, got 2.0: pass 1 or less"),
         (["--prints", "-1"], "prints must be at least 0, got -1.0: pass 0 or more"),

@@ -920,6 +920,7 @@ def test_masks_alone_say_what_gives_them_an_order(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_picture(tmp_path / name / "image.png")
         write_mask(tmp_path / name / "gt_00.png", NEAR)
+        write_mask(tmp_path / name / "gt_01.png", ~NEAR)
     status, told = lines_of(MaskFolders(tmp_path))
     assert status == 0 and len(told) == 2 and "order-none" in told[0]
     assert told[0].endswith(

@@ -187,7 +187,8 @@ def test_an_unknown_order_is_told_with_its_count_when_scenes_are_written(
     for name in ("a", "b"):
         (masks / name).mkdir(parents=True)
         Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(masks / name / "image.png")
-        Image.fromarray(np.eye(24, 32, dtype=np.uint8) * 255).save(masks / name / "gt_0.png")
+        for number in range(2):
+            Image.fromarray(np.eye(24, 32, number, dtype=np.uint8) * 255).save(masks / name / f"gt_{number}.png")
     assert main(["data", command, str(masks), "--format", "masks", "--out", str(tmp_path / "one")]) == 0
     words = "nothing says who is in front; scenes without an order have no layers and cannot be trained on"
     assert f"WARNING order-none: {words}\n" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 import sas
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
-from sas.sampling import sample_files
+from sas.sampling import Outcome, sample_files
 
 SCHEMA = json.loads((Path(sas.__file__).parent / "result.schema.json").read_text())
 Take = Callable[[Path], LayeredResult]
@@ -26,9 +26,9 @@ def take(tiny_pipe: SASPipeline, tmp_path: Path) -> Take:
     """`take(file)`: the result that was written, after a look at every file of its folder."""
 
     def call(file: Path) -> LayeredResult:
-        (outcome,) = sample_files(
-            tiny_pipe, [file], tmp_path / "out", ensemble_size=2, num_inference_steps=1, max_layers=2
-        )
+        outcome = one_by_one(tiny_pipe, [file], tmp_path / "out", ensemble_size=2, num_inference_steps=1, max_layers=2)[
+            0
+        ]
         assert outcome.error == "" and outcome.folder is not None
         result = LayeredResult.load(outcome.folder)
         assert result == outcome.result
@@ -36,6 +36,13 @@ def take(tiny_pipe: SASPipeline, tmp_path: Path) -> Take:
         return result
 
     return call
+
+
+def one_by_one(*given: Any, **options: Any) -> list[Outcome]:
+    """What `sample_files` tells of each file, with its result."""
+    told: list[Outcome] = []
+    sample_files(*given, on_done=told.append, **options)
+    return told
 
 
 def check_folder(folder: Path, result: LayeredResult) -> None:
@@ -180,9 +187,9 @@ def test_pictures_of_many_kinds_together(tiny_pipe: SASPipeline, tmp_path: Path)
     Image.fromarray(pixels(1, 1)).save(tmp_path / "dot.png")
     files = [tmp_path / f"{name}.png" for name in ("wide", "tall", "dot")]
     options: dict[str, Any] = {"ensemble_size": 2, "num_inference_steps": 1, "max_layers": 1}
-    together = sample_files(tiny_pipe, files, tmp_path / "together", **options)
+    together = one_by_one(tiny_pipe, files, tmp_path / "together", **options)
     for file, outcome in zip(files, together, strict=True):
-        (alone,) = sample_files(tiny_pipe, [file], tmp_path / "alone", **options)
+        (alone,) = one_by_one(tiny_pipe, [file], tmp_path / "alone", **options)
         assert outcome.result is not None and alone.result is not None
         assert outcome.result.geometry == alone.result.geometry
         np.testing.assert_allclose(outcome.result.probability, alone.result.probability, atol=1e-5)
