@@ -8,7 +8,7 @@ protocol: a picture's time by the official protocol (the 83-million-parameter ne
 steps a layer, every layer and the empty one) from the measured time of one pass, multiplied out and not run, against ours, run.
 stock: a small monolithic network, and the weights' own, through a plain loop over a diffusers scheduler and through our sampler, at equal
 steps. photo: seconds for a picture of 512 x 512, the whole call with its result and edge refinement, and for 1 and 8 members. parts: encoder
-(its fusion included and alone) and denoiser at batch 8 beside the matrix product, the machine's peak.
+(its fusion included and alone) and denoiser (its outline stage included and alone) at batch 8 beside the matrix product, the machine's peak.
 growth: seconds against members, layers, steps, picture size and batch. memory: most memory of a fresh process (on a GPU: of its tensors
 there) against the same. onnx: encoder and denoiser in onnxruntime beside torch, both on the CPU, and how far apart what they give is (extra
 `onnx`). start: seconds of `sas --help`, of a first result, and of `sas sample` on one picture. gpu: milliseconds an image in bfloat16, as
@@ -210,6 +210,10 @@ def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
                 for part in features[: len(model.fuse.enter)]
             ]
             works["fusion"] = lambda: model.fuse(maps)
+        if getattr(model, "fine", None) is not None:
+            side = pipe.config.mask_size // model.config.patch
+            last = torch.zeros(8, model.config.channels[0], side, side, device=pipe.device, dtype=pipe.dtype)
+            works["outline stage"] = lambda: model.fine(last, masks, masks, features[-1])
         work = {}
         for name, one in works.items():
             with FlopCounterMode(display=False) as counter:
