@@ -203,7 +203,7 @@ def test_pictures_of_many_kinds_together(tiny_pipe: SASPipeline, tmp_path: Path)
 def test_sample_photographs(tiny_pipe: SASPipeline, samples: Path, tmp_path: Path, place: str) -> None:
     files = sorted(f for f in (samples / place).rglob("*") if f.suffix.lower() in (".jpg", ".png", ".webp"))
     assert files
-    outcomes = sample_files(tiny_pipe, files, tmp_path / "out", ensemble_size=1, num_inference_steps=1, max_layers=2)
+    outcomes = one_by_one(tiny_pipe, files, tmp_path / "out", ensemble_size=1, num_inference_steps=1, max_layers=2)
     assert [outcome.error for outcome in outcomes] == [""] * len(files)
     for outcome in outcomes:
         assert outcome.folder is not None and outcome.result is not None
