@@ -22,9 +22,10 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from sas.config import load_config
-from sas.factory import VALIDATION_SEED, build_composer
+from sas.factory import build_composer
 from sas.pipeline import SASPipeline
 from sas.scene import SceneBatch
+from sas.seeding import VALIDATION_SEED
 from sas.training import Trainer
 from sas.validation import validate
 

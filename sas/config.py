@@ -320,6 +320,8 @@ class TrainingSettings(Settings):
     """Decoupled weight decay."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Learning rate after the warm-up."""
+    anneal_over: Literal["steps", "minutes"] = "steps"
+    """What the schedule runs over: the steps, or the time of --max-minutes as well, whichever ends first (a run that goes on later begins anew)."""
     warmup_steps: int = Field(100, ge=0)
     """Steps of linear warm-up."""
     max_grad_norm: float | None = Field(1.0, gt=0)

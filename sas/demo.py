@@ -17,10 +17,10 @@ from sas.metrics import layer_ious
 from sas.pictures import find_images, read_image
 from sas.pipeline import SASPipeline
 from sas.scene import Scene
+from sas.seeding import TEST_SEED
 from sas.visualize import image_grid
 
 PICTURES = Path(__file__).parent / "demo_pictures"
-TEST_SEED = 2_000_000
 SIZE = 384
 
 

@@ -34,10 +34,10 @@ from sas.pictures import sha256_pixels
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 from sas.scene import Scene, collate
+from sas.seeding import TEST_SEED
 from sas.validation import validate
 
 Predictor = Callable[[list[np.ndarray], int], list[LayeredResult]]
-TEST_SEED = 2_000_000
 TEST_COUNT = 200
 OCCLUDED_ABOVE = 0.01
 FOREIGN = (

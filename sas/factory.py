@@ -29,12 +29,9 @@ from sas.order import DEFAULT_MIN_OVERLAP
 from sas.pictures import find_images
 from sas.pipeline import SASPipeline
 from sas.scene import Scene, SceneBatch
-from sas.seeding import derive_seed
+from sas.seeding import VALIDATION_SEED, derive_seed
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_SEED = 1_000_000
-"""Seeds of generated scenes: training below this, validation from here, test from twice this on."""
 
 
 def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | SplitDenoiser:

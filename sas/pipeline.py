@@ -116,6 +116,7 @@ class SASPipeline(DiffusionPipeline):
             model_id=model_id,
         )
         self._weights_sha256: tuple[str, list[tuple[int, int]]] | None = None
+        self._scheduler_checked: tuple[Any, str, float, int] | None = None
 
     # ------------------------------------------------------------------ loading and saving
 
@@ -530,7 +531,7 @@ class SASPipeline(DiffusionPipeline):
                 f'scheduler must have prediction_type "sample" for these weights, got {prediction!r}: '
                 "make it with from_config(pipe.scheduler.config)"
             )
-        check_scheduler(lambda: scheduler_for(self.scheduler, self.codec), scale=self.codec.scale, steps=settings.steps)
+        self._check_scheduler(settings.steps)
         if settings.mode == "marginal" and prediction == "epsilon":
             raise ValueError(
                 'mode "marginal" needs weights that predict x_0 or v, got prediction_type "epsilon": use mode="diffusion"'
@@ -539,6 +540,14 @@ class SASPipeline(DiffusionPipeline):
             raise ValueError(
                 f"dtype must be float32 on the CPU, got {self.dtype}: half precision is emulated there; use pipe.to(torch.float32)"
             )
+
+    def _check_scheduler(self, steps: int) -> None:
+        """`check_scheduler`, once for each scheduler, configuration and number of steps in a row: it takes milliseconds."""
+        scale = self.codec.scale
+        asked = (self.scheduler, self.scheduler.to_json_string(), scale, steps)
+        if asked != self._scheduler_checked:
+            check_scheduler(lambda: scheduler_for(self.scheduler, self.codec), scale=scale, steps=steps)
+            self._scheduler_checked = asked
 
 
 def _start_behind(state: LoopState, layers: np.ndarray, geometry: Geometry, rules: LoopRules) -> LoopState:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
+"""First seeds of scenes for validation and for tests; training's lie below the first."""
+
 
 def derive_seed(*parts: object) -> int:
     """Integer in [0, 2^63) from the SHA-256 of the parts' text, the same on every machine and in every process."""

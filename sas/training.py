@@ -77,7 +77,8 @@ class Trainer:
     config: the run. out: its folder; if it holds a checkpoint of the same configuration, training goes on from there.
     init_from: weights (pipeline folder or hub id) to start from; a run that goes on does not read them again. restart: begin at step 0, and
     set the old run's checkpoints, log, samples and pipeline aside as soon as the new network is built; nothing is deleted.
-    max_minutes: stop after this long, with a checkpoint and a saved pipeline. cpu: do not use an accelerator.
+    max_minutes: stop after this long, with a checkpoint and a saved pipeline; with `training.anneal_over: minutes` the learning rate is at
+    its end by then. cpu: do not use an accelerator.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Trainer:
         self._calibration = (1.0, 0.0)  # of the stop head, until a validation finds one
         self._stop_signal: int | None = None
         self._told_to_leave = False
+        self._time_used = 0.0  # share of `max_minutes`, the same in all processes
 
     # ------------------------------------------------------------------ the run
 
@@ -189,7 +191,7 @@ class Trainer:
         bar.close()
         if self._told_to_leave:
             return  # told to leave: the checkpoint is written, and a validation would keep others waiting
-        (no_pipeline,) = self._any(self.main and not (self.out / "pipeline" / "model_index.json").exists())
+        (no_pipeline,) = self._summed(float(self.main and not (self.out / "pipeline" / "model_index.json").exists()))
         if no_pipeline or (self.max_minutes is not None and validated != self.step):
             self._validate(tracking)
             self._save(tracking)
@@ -444,8 +446,9 @@ class Trainer:
     # ------------------------------------------------------------------ small parts
 
     def _learning_rate(self, step: int) -> float:
-        """Learning rate of a step: a pure function, so that there is no scheduler state to lose."""
-        return learning_rate(step, self.config.training)
+        """Learning rate of a step: a function of it, so that there is no scheduler state to lose; and of the time used, if it is to be."""
+        training = self.config.training
+        return learning_rate(step, training, time_used=self._time_used if training.anneal_over == "minutes" else 0.0)
 
     def _gather_window(self, values: dict[str, float]) -> None:
         for name, value in {**values, "steps": 1.0}.items():
@@ -461,14 +464,17 @@ class Trainer:
 
     def _should_stop(self, started: float) -> bool:
         """True on all processes as soon as one of them was told to stop or ran out of time."""
-        late = self.max_minutes is not None and time.monotonic() - started > 60 * self.max_minutes
-        late, self._told_to_leave = self._any(late, self._stop_signal is not None)
-        return late or self._told_to_leave
+        used = 0.0 if self.max_minutes is None else (time.monotonic() - started) / (60 * self.max_minutes)
+        told = self._stop_signal is not None
+        # The main process's clock counts for all: their learning rates must be one number.
+        self._time_used, leave = self._summed(used if self.main else 0.0, float(told))
+        self._told_to_leave = leave > 0
+        return self._time_used > 1 or self._told_to_leave
 
-    def _any(self, *here: bool) -> list[bool]:
-        """Which of them hold in any process."""
-        wish = torch.tensor(here, dtype=torch.float32, device=self.accelerator.device)
-        return (sum_over_processes(self.accelerator, wish) > 0).tolist()
+    def _summed(self, *here: float) -> list[float]:
+        """Each number's sum over all processes."""
+        mine = torch.tensor(here, dtype=torch.float32, device=self.accelerator.device)
+        return sum_over_processes(self.accelerator, mine).tolist()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -491,8 +497,8 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def learning_rate(step: int, training: TrainingSettings) -> float:
-    """Warm-up, then constant, cosine to zero, or linear to zero."""
+def learning_rate(step: int, training: TrainingSettings, *, time_used: float = 0.0) -> float:
+    """Warm-up, then constant, cosine to zero, or linear to zero, over the steps or a share of time in [0, 1], whichever is farther."""
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
     done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
@@ -501,7 +507,7 @@ def learning_rate(step: int, training: TrainingSettings) -> float:
         "linear": lambda x: 1 - x,
         "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
     }
-    return training.learning_rate * shape[training.schedule](min(done, 1.0))
+    return training.learning_rate * shape[training.schedule](min(max(done, time_used), 1.0))
 
 
 def sample_grid(batch: SceneBatch, scores: Validation, *, count: int = 8) -> np.ndarray:

@@ -20,7 +20,6 @@ from sas.data.composer import Composer
 from sas.data.folders import ProjectFolder, SASFolders, write_sas_folders
 from sas.evaluation import (
     RULES,
-    TEST_SEED,
     Predictor,
     Report,
     Score,
@@ -39,6 +38,7 @@ from sas.pipeline import SASPipeline
 from sas.provenance import EnsembleSettings, ModelInfo, Stop
 from sas.result import LayeredResult, make_preview
 from sas.scene import Scene
+from sas.seeding import TEST_SEED
 
 SIDE = 16  # a power of two: the way from the mask grid to the picture is then exact, also for probabilities
 DATA = {

@@ -855,6 +855,22 @@ def test_scheduler_that_cannot_predict_x_0_is_refused(tiny_pipe: SASPipeline) ->
         tiny_pipe(picture(), **QUICK)
 
 
+def test_scheduler_is_checked_again_only_if_something_changed(
+    tiny_pipe: SASPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr("sas.pipeline.check_scheduler", lambda fresh, *, scale, steps: checked.append(steps))
+    for steps in (2, 2, 3):
+        tiny_pipe(picture(), seed=0, num_inference_steps=steps)
+    assert checked == [2, 3]
+    tiny_pipe.scheduler = type(tiny_pipe.scheduler).from_config(tiny_pipe.scheduler.config)
+    tiny_pipe(picture(), seed=0, num_inference_steps=3)
+    tiny_pipe.scheduler.register_to_config(timestep_spacing="leading")
+    for _ in range(2):
+        tiny_pipe(picture(), seed=0, num_inference_steps=3)
+    assert checked == [2, 3, 3, 3]
+
+
 def test_scheduler_that_wants_more_steps(make_tiny_pipe: MakePipe) -> None:
     pipe = make_tiny_pipe(logits=False)
     pipe.scheduler = PNDMScheduler(prediction_type="epsilon")

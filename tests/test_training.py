@@ -5,6 +5,7 @@ The golden losses are written anew by `python tests/test_training.py`, after a c
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -417,6 +418,21 @@ def test_max_minutes_stops_with_checkpoint_and_pipeline(scenes: str, tmp_path: P
     assert trainer.step == 1 and latest_checkpoint(out / "checkpoints").step == 1
     assert [line["step"] for line in read_metrics(out) if "val/score" in line] == [1]
     SASPipeline.from_pretrained(out)
+
+
+@pytest.mark.parametrize("over", ["minutes", "steps"])
+def test_learning_rate_falls_to_its_end_with_max_minutes(
+    scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: str
+) -> None:
+    clock = itertools.count()  # one second each time somebody looks
+    monkeypatch.setattr("sas.training.time.monotonic", lambda: float(next(clock)))
+    changes = {"training_anneal_over": over, "training_schedule": "linear", "training_warmup_steps": 0}
+    config = tiny_config(data_scenes=scenes, training_steps=10_000, logging_log_every=1, **changes)
+    trainer = train(config, tmp_path / "run", max_minutes=0.5)
+    rates = [line["lr"] / config.training.learning_rate for line in read_metrics(tmp_path / "run") if "lr" in line]
+    assert len(rates) == trainer.step > 5 and rates[0] == 1
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[-1] < 0.2) == (over == "minutes") and (rates[-1] > 0.99) == (over == "steps")
 
 
 @pytest.mark.parametrize("minutes", [0, -1.0])
