@@ -157,6 +157,10 @@ class ModelSettings(Settings):
     """Start the encoder from ImageNet features (needs the extra `pretrained`, at training time only)."""
     fusion: tuple[int, ...] = ()
     """Widths at which the encoder's maps are fused with each other once per image, from fine to coarse; empty: they are not."""
+    image_unet: tuple[int, ...] = ()
+    """Widths of a UNet that looks at the picture once more, once per image, from twice the resolution of the denoiser on; empty: none."""
+    image_blocks: int = Field(1, ge=1, le=8)
+    """Residual blocks of that UNet at each level, on the way down and up alike."""
     channels: tuple[int, ...] = (32, 64, 128, 160)
     """Width of each level."""
     blocks: int = Field(1, ge=1, le=8)
@@ -183,9 +187,11 @@ class ModelSettings(Settings):
             raise ValueError(
                 "encoder and encoder_widths belong to the split network: remove them, or set name to split"
             )
-        for name in ("fusion", "detail"):
+        for name in ("fusion", "image_unet", "detail"):
             if self.name == "unet" and getattr(self, name):
                 raise ValueError(f"{name} belongs to the split network: remove it, or set name to split")
+        if not self.image_unet and self.image_blocks != type(self).model_fields["image_blocks"].default:
+            raise ValueError("image_blocks has no effect without image_unet: remove it, or set image_unet")
         if self.name == "split" and (not self.middle_attention or self.gradient_checkpointing):
             raise ValueError(
                 "middle_attention and gradient_checkpointing belong to the network unet: remove them, or set name to unet"
@@ -198,12 +204,12 @@ class ModelSettings(Settings):
             )
         wrong = [
             width
-            for width in (*self.channels, *self.fusion, *([self.detail] if self.detail else []))
+            for width in (*self.channels, *self.fusion, *self.image_unet, *([self.detail] if self.detail else []))
             if width < 1 or width % self.norm_groups
         ]
         if wrong:
             raise ValueError(
-                f"norm_groups must divide every width of channels, fusion and detail, got {self.norm_groups} and {wrong[0]}: change one of them"
+                f"norm_groups must divide every width of channels, fusion, image_unet and detail, got {self.norm_groups} and {wrong[0]}: change one of them"
             )
         return self
 
@@ -237,7 +243,8 @@ class DiffusionSettings(Settings):
     """0 draws the time step uniformly; larger values prefer noisy ones."""
     stop_weight: float = Field(1.0, ge=0, le=100)
     """Weight of the loss of the "nothing is left" head, for networks that have one."""
-
+    layers_weight: float = Field(0.0, ge=0, le=100)
+    """Weight of the loss of all layers guessed at once from the picture, for networks with `image_unet`."""
     rollout: float = Field(0.0, ge=0, le=1)
     """Share of pictures whose cumulative masks are the network's own drawing so far (one step a layer)."""
     energy_weight: float = Field(0.0, ge=0, le=100)
@@ -380,6 +387,14 @@ class Config(Settings):
         if self.model.name == "unet" and self.training.encoder_rate != 1:
             raise ValueError(
                 "training.encoder_rate belongs to the split network: remove it, or set model.name to split"
+            )
+        if self.diffusion.layers_weight and not self.model.image_unet:
+            raise ValueError(
+                "diffusion.layers_weight needs model.image_unet, whose guess it judges: set it, or remove layers_weight"
+            )
+        if self.model.image_unet and not (self.diffusion.layers_weight or self.model.detail):
+            raise ValueError(
+                "model.image_unet needs diffusion.layers_weight or model.detail, or nothing uses its finest map: set one of them"
             )
         if self.model.name == "split" and self.diffusion.learned_variance:
             raise ValueError("the split network has no learned_variance: remove it, or set model.name to unet")

@@ -68,6 +68,7 @@ class DiffusionObjective:
     high_noise_bias: 0 draws t uniformly; larger values draw it with density proportional to t^bias.
     layers, corruption: see `sas.items.layer_items`. image_range: see `in_range`.
     stop_weight: weight of the cross-entropy of the second output channel, a logit that the target is empty; 0: no such channel.
+    layers_weight: weight of the loss of all layers guessed at once from the picture, for networks that do (`SplitDenoiser.image_unet`).
     rollout: share of pictures whose cumulative masks are what the network itself has drawn so far, in one step a layer (with averaged
     weights, where `loss` is given a network that has them). energy_weight: weight of an energy score of `energy_members` one-step
     samples, which keeps them diverse. Both need x_0 logits.
@@ -85,6 +86,7 @@ class DiffusionObjective:
         corruption: Corruption | None = None,
         image_range: Literal["unit", "bytes"] = "unit",
         stop_weight: float = 0.0,
+        layers_weight: float = 0.0,
         rollout: float = 0.0,
         energy_weight: float = 0.0,
         energy_members: int = 4,
@@ -110,6 +112,7 @@ class DiffusionObjective:
         self.corruption = corruption
         self.image_range = image_range
         self.stop_weight = stop_weight
+        self.layers_weight = layers_weight
         self.rollout = rollout
         self.energy_weight, self.energy_members = energy_weight, energy_members
 
@@ -122,7 +125,7 @@ class DiffusionObjective:
         """
         items = layer_items(batch, keys, layers=self.layers, corruption=self.corruption)
         image = in_range(batch.image, self.image_range)
-        encoded = model.encode(image)
+        encoded, guess = self._encode(model, image)
         if self.rollout:
             if averaged is None:
                 items = self._with_own_cumulative(model, encoded, image, batch.frame, items, keys)
@@ -147,11 +150,20 @@ class DiffusionObjective:
             stop = self.stop_weight * functional.binary_cross_entropy_with_logits(logit, empty, reduction="none")
             # A picture that is not complete has no last layer: its others alone would teach never to stop.
             parts["stop"] = stop if items.complete is None else stop * items.complete
+        if guess is not None:
+            parts["layers"] = self.layers_weight * _layers_at_once(guess, batch)[items.picture]
         if self.energy_weight:
             parts["energy"] = self.energy_weight * self._energy_score(model, features, items, keys)
         if items.taught is not None:
             parts = {name: value * items.taught for name, value in parts.items()}
         return {"loss": torch.stack(list(parts.values())).sum(dim=0), **parts}
+
+    def _encode(self, model: Any, image: torch.Tensor) -> tuple[Features, torch.Tensor | None]:
+        """Features of images, and logits of their layers if a loss is taken of them."""
+        if not self.layers_weight:
+            return model.encode(image), None
+        *features, guess = model.encode(image, guess=True)
+        return tuple(features), guess
 
     def _one_step(
         self, model: MaskDenoiser, features: Features, cumulative: torch.Tensor, noise: torch.Tensor
@@ -298,6 +310,19 @@ def _bce_dice(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -
     shared = reduce(soft * weight, "m 1 h w -> m", "sum")
     total = reduce(soft + weight, "m 1 h w -> m", "sum")
     return {"bce": _mean_where(entropy, known), "dice": 1 - (2 * shared + 1) / (total + 1)}
+
+
+def _layers_at_once(logits: torch.Tensor, batch: SceneBatch) -> torch.Tensor:
+    """Cross-entropy and soft Dice of logits (B, K, h, w) of the first K layers, true ones and empty ones; the mean over layers, float (B,)."""
+    count = logits.shape[1]
+    of_layer = batch.layer_index[:, None] == torch.arange(count, device=logits.device)[:, None]
+    true = torch.stack([(batch.amodal_masks & of_layer[:, k, :, None, None]).any(dim=1) for k in range(count)], dim=1)
+    flat = _bce_dice(
+        rearrange(logits.float(), "b k h w -> (b k) 1 h w"),
+        rearrange(true, "b k h w -> (b k) 1 h w"),
+        batch.known.repeat_interleave(count, dim=0),
+    )
+    return reduce(flat["bce"] + flat["dice"], "(b k) -> b", "mean", k=count)
 
 
 def _discretized_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:

@@ -32,12 +32,21 @@ def check_launch(environment: Mapping[str, str] | None = None) -> None:
 
 
 def check_precision(precision: str, *, cpu: bool = False) -> None:
-    """Refuse half precision where there is nothing but a CPU, or nothing else may be used (`cpu`)."""
-    if precision != "no" and (cpu or not torch.accelerator.is_available()):
-        raise LaunchError(
-            f'training.precision must be "no" on the CPU, got "{precision}": half precision is emulated there and many times slower; '
-            "use a GPU, or leave it out"
-        )
+    """Refuse half precision where there is nothing but a CPU that emulates it, or nothing else may be used (`cpu`)."""
+    if precision == "no" or not (cpu or not torch.accelerator.is_available()):
+        return
+    if precision == "bf16" and cpu_has_bfloat16():
+        return
+    raise LaunchError(
+        f'training.precision must be "no" on this CPU, got "{precision}": half precision is emulated there and many times slower; '
+        "use a GPU, or a CPU with bfloat16 instructions (AMX or AVX512_BF16) and bf16, or leave it out"
+    )
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 by itself (Intel's AMX, or AVX512_BF16); False if PyTorch cannot tell."""
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:

@@ -20,6 +20,7 @@ import torch
 
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.data.shards import Shards
+from sas.distributed import cpu_has_bfloat16
 from sas.io import InputError
 from sas.pipeline import SASPipeline
 from sas.pretrained import find_weights
@@ -151,7 +152,8 @@ def _device() -> Check:
         return Check("device", True, f"{torch.cuda.get_device_name()}, {half} bfloat16")
     if torch.backends.mps.is_available():
         return Check("device", True, "mps, float32")
-    return Check("device", True, f"CPU, {torch.get_num_threads()} threads, float32")
+    half = "with" if cpu_has_bfloat16() else "without"
+    return Check("device", True, f"CPU, {torch.get_num_threads()} threads, {half} bfloat16")
 
 
 def _pipeline(weights: str | None) -> list[Check]:

@@ -22,10 +22,10 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs. Returns the calibration
     (scale, shift) of its stop head.
 
-    What stands around the denoiser may be new: a `Fusion` or `Detail` that the saved network has not, or of other levels or widths, which add
+    What stands around the denoiser may be new: a `Fusion`, `ImageUNet` or `Detail` that the saved network has not, or of other levels or widths, which add
     nothing before they are trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if
     `pretrained`), of which EfficientNet-lite0 and its deep variant take over what they share. So may the denoiser's further residual blocks and attention,
-    whose last layers are set to zero: a network that gains nothing but these and the first two begins as the one it grew from.
+    whose last layers are set to zero: a network that gains nothing but these and the first three begins as the one it grew from.
     """
     pipe = SASPipeline.from_pretrained(weights)
     if split and pipe.config.data_split != split:
@@ -46,8 +46,8 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     if wrong:
         raise InputError(
             f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with "
-            "(configs/release.yaml for the shipped weights), which may gain fusion, detail, "
-            "blocks and attention but not lose them"
+            "(configs/release.yaml for the shipped weights), which may gain fusion, image_unet, "
+            "detail, blocks and attention but not lose them"
         )
     if pretrained and any(n.startswith("image_encoder.") for n in new):
         model.load_pretrained_encoder()  # type: ignore[operator]
@@ -72,11 +72,14 @@ def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
     other_maps = len(encoders) > 1 or getattr(saved, "places", None) != getattr(model, "places", None)
     for part, setting, moved in (
         ("fuse.", "fusion", levels[0] != levels[1]),
+        ("look.", "image_unet", other_maps or levels[0] != levels[1]),
         ("fine.", "detail", other_maps),
     ):
         before, after = (_as_tuple(one.config.get(setting, ())) for one in (saved, model))
         if after and (before != after or moved):
             begins += (part,)
+    if "look." in begins and "fine." not in begins and getattr(model, "fine", None) is not None:
+        begins += (f"fine.enter.{len(model.fine_maps) - 1}.",)
     if other_maps:
         begins += ("necks.",)
     if encoders == {"efficientnet_lite0", "efficientnet_lite0_deep"}:
@@ -116,3 +119,5 @@ def _begin_as_before(model: nn.Module, begins: tuple[str, ...]) -> None:
                 zeroed(module.conv2)
             elif isinstance(module, Attention):
                 zeroed(module.to_out[0])  # type: ignore[index]
+        elif f"{name}." in begins and name.startswith("fine.enter"):
+            zeroed(module)

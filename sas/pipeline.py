@@ -18,6 +18,7 @@ from PIL import Image
 from torch.nn import functional
 
 from sas.diffusion import MaskCodec, Sampler, in_range, scheduler_for
+from sas.distributed import cpu_has_bfloat16
 from sas.geometry import Geometry
 from sas.io import InputError, atomic_folder, first_line, rle_encode
 from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
@@ -536,9 +537,10 @@ class SASPipeline(DiffusionPipeline):
             raise ValueError(
                 'mode "marginal" needs weights that predict x_0 or v, got prediction_type "epsilon": use mode="diffusion"'
             )
-        if self._execution_device.type == "cpu" and self.dtype != torch.float32:
+        native = self.dtype == torch.float32 or (self.dtype == torch.bfloat16 and cpu_has_bfloat16())
+        if self._execution_device.type == "cpu" and not native:
             raise ValueError(
-                f"dtype must be float32 on the CPU, got {self.dtype}: half precision is emulated there; use pipe.to(torch.float32)"
+                f"dtype must be float32 on this CPU, got {self.dtype}: half precision is emulated there; use pipe.to(torch.float32)"
             )
 
     def _check_scheduler(self, steps: int) -> None:

@@ -288,6 +288,9 @@ class Trainer:
             self.model.enable_gradient_checkpointing()
         if not config.diffusion.stop_weight and hasattr(self.model, "stop"):
             self.model.stop.requires_grad_(False)  # DDP waits for the gradient of each weight that wants one
+        look = getattr(self.model, "look", None)
+        if not config.diffusion.layers_weight and look is not None:
+            look.guess.requires_grad_(False)
         self.model.to(device, memory_format=torch.channels_last)
         self.ema = EMAModel(self.model.parameters(), decay=config.training.ema_decay)
         self.ema.to(device)
@@ -298,6 +301,7 @@ class Trainer:
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             encoder_rate=training.encoder_rate,
+            half=training.precision == "bf16",
         )
         if config.diffusion.rollout and training.sample_weights == "ema":
             averaged_model = build_model(config).to(device, memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sas
@@ -173,12 +174,15 @@ def test_dry_run_looks_at_the_data(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_dry_run_refuses_what_the_trainer_would_refuse(call: Call, tmp_path: Path, precision: str) -> None:
+def test_dry_run_refuses_what_the_trainer_would_refuse(
+    call: Call, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)  # as on a CPU that emulates bfloat16
     arguments = ("train", "--cpu", *QUICK, *SMALL, "--training.precision", precision)
-    message = f'sas train: training.precision must be "no" on the CPU, got "{precision}": half precision is emulated'
+    message = f'sas train: training.precision must be "no" on this CPU, got "{precision}": half precision is emulated'
     for options in (("--dry-run",), ()):
         status, out, err = call(*arguments, *options)
-        assert (status, out) == (1, "") and err.startswith(message) and err.endswith("use a GPU, or leave it out")
+        assert (status, out) == (1, "") and err.startswith(message) and err.endswith("and bf16, or leave it out")
     assert not any(tmp_path.iterdir())
 
 

@@ -154,10 +154,23 @@ def test_all_faults_at_once() -> None:
         ({"data.image_size": 24, "data.mask_size": 24}, "divisible by patch x 2^(levels - 1) = 16, got 24: change"),
         (
             {"model.channels": (10, 16)},
-            "norm_groups must divide every width of channels, fusion and detail, got 16 and 10: change",
+            "norm_groups must divide every width of channels, fusion, image_unet and detail, got 16 and 10: change",
         ),
         ({"model.channels": ()}, "channels must be one or more positive widths, got (): for example"),
         ({"model.channels": (-16,)}, "channels must be one or more positive widths, got (-16,)"),
+        (
+            {"model.name": "unet", "data.image_size": 64, "model.image_unet": (16, 16)},
+            "image_unet belongs to the split network",
+        ),
+        ({"model.image_blocks": 2}, "image_blocks has no effect without image_unet: remove it, or set image_unet"),
+        (
+            {"model.image_unet": (16, 16, 16, 16)},
+            "model.image_unet needs diffusion.layers_weight or model.detail, or nothing uses",
+        ),
+        (
+            {"diffusion.layers_weight": 1.0},
+            "diffusion.layers_weight needs model.image_unet, whose guess it judges: set it, or",
+        ),
         ({"diffusion.prediction_type": "epsilon"}, 'loss_type "bce_dice" needs prediction_type "sample", got \'eps'),
         (
             {"diffusion.prediction_type": "epsilon", "diffusion.loss_type": "mse"},

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from tiny import program_environment, read_metrics, tiny_config, write_scenes
 
@@ -99,14 +100,23 @@ def test_launches_that_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_on_the_cpu_is_refused(precision: str) -> None:
-    with pytest.raises(LaunchError, match=f'training.precision must be "no" on the CPU, got "{precision}"'):
+def test_half_precision_on_a_cpu_that_emulates_it_is_refused(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    with pytest.raises(LaunchError, match=f'training.precision must be "no" on this CPU, got "{precision}"'):
         make_accelerator(precision=precision, cpu=True)
     with pytest.raises(
-        LaunchError, match=f'training.precision must be "no" on the CPU, got "{precision}": .* use a GPU'
+        LaunchError, match=f'training.precision must be "no" on this CPU, got "{precision}": .* use a GPU'
     ):
         check_precision(precision, cpu=True)
     check_precision("no", cpu=True)
+
+
+@pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_bf16"])
+def test_a_cpu_with_bfloat16_may_use_it(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True}, raising=False)
+    check_precision("bf16", cpu=True)
+    with pytest.raises(LaunchError, match='training.precision must be "no" on this CPU, got "fp16"'):
+        check_precision("fp16", cpu=True)
 
 
 def test_launch_of_one_process_for_several_is_refused() -> None:
@@ -122,8 +132,6 @@ def test_launch_of_one_process_for_several_is_refused() -> None:
 
 
 def test_one_process_sums_to_itself() -> None:
-    import torch
-
     accelerator = make_accelerator(precision="no", cpu=True)
     assert isinstance(accelerator, Accelerator) and accelerator.num_processes == 1
     values = torch.tensor([1.0, 2.0])

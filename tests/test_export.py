@@ -32,6 +32,13 @@ LITE = {
 }
 DEEP = {**LITE, "model_encoder": "efficientnet_lite0_deep", "data_image_size": 64, "model_fusion": (8, 16, 16, 16)}
 FINE = {**DEEP, "model_blocks": 2, "model_detail": 8}
+LOOK = {
+    **FINE,
+    "model_patch": 2,
+    "model_channels": (8, 16, 16),
+    "model_image_unet": (8, 16, 16, 16),
+    "model_fusion": (8, 16, 16),
+}
 pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter warns of its own future
 
 

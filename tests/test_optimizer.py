@@ -34,7 +34,7 @@ def give_gradients(network: nn.Module, seed: int = 0) -> None:
 def test_orthogonalized_keeps_directions_and_levels_lengths(shape: tuple[int, int], size: float) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * size
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalized(matrix)
+    found = orthogonalized(matrix[None])[0]
     assert found.shape == matrix.shape
     along = u.mT @ found @ v.mT  # diagonal in the matrix's own directions
     lengths = along.diagonal()
@@ -45,7 +45,7 @@ def test_orthogonalized_keeps_directions_and_levels_lengths(shape: tuple[int, in
 
 
 def test_orthogonalized_zero_is_zero() -> None:
-    assert torch.equal(orthogonalized(torch.zeros(8, 20)), torch.zeros(8, 20))
+    assert torch.equal(orthogonalized(torch.zeros(2, 8, 20)), torch.zeros(2, 8, 20))
 
 
 def test_groups() -> None:

@@ -828,10 +828,13 @@ def test_initial_layers_are_of_one_image(tiny_pipe: SASPipeline) -> None:
         tiny_pipe([picture(), picture()], initial_layers=layers, batch_size=1)
 
 
-def test_half_precision_on_the_cpu_is_refused_when_called(make_tiny_pipe: MakePipe) -> None:
+def test_half_precision_on_a_cpu_that_emulates_it_is_refused_when_called(
+    make_tiny_pipe: MakePipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     pipe = make_tiny_pipe().to(torch.bfloat16)
     with pytest.raises(
-        ValueError, match=r"dtype must be float32 on the CPU, got torch\.bfloat16: .*pipe\.to\(torch\.float32\)"
+        ValueError, match=r"dtype must be float32 on this CPU, got torch\.bfloat16: .*pipe\.to\(torch\.float32\)"
     ):
         pipe(picture(), **QUICK)
     pipe.to(torch.float32)

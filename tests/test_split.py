@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny import read_metrics, tiny_config, write_scenes
 from torch import nn
 from torch.nn import functional
 
+from sas.diffusion import _layers_at_once
 from sas.factory import build_composer, build_model, build_pipeline
 from sas.io import InputError
 from sas.items import layer_items
@@ -200,6 +202,91 @@ def test_training_with_another_fusion_begins_it_anew(tmp_path: Path) -> None:
     assert not any(tensor.any() for name, tensor in own.items() if name.startswith("fuse.leave.")), "adds nothing yet"
 
 
+LOOK = {"image_unet": (8, 16, 16, 16)}
+"""Sides 16, 8, 4 and 2 beside `small`'s 8, 4 and 2."""
+
+
+@torch.no_grad()
+def test_image_unet_adds_nothing_before_training_and_then_what_only_the_picture_shows() -> None:
+    plain, looking = small(), small(**LOOK)
+    looking.load_state_dict(plain.state_dict(), strict=False)
+    image = pictures(2)
+    for before, after in zip(plain.encode(image), looking.encode(image), strict=True):
+        assert torch.equal(before, after)
+    assert torch.equal(plain(*inputs(2), plain.encode(image)), looking(*inputs(2), looking.encode(image)))
+    for block in looking.image_encoder.modules():  # the encoder sees nothing any more
+        if isinstance(block, nn.Conv2d):
+            block.weight.zero_()
+    assert torch.equal(*(level.amax() for level in (looking.encode(image)[0], looking.encode(-image)[0])))
+    for leave in looking.look.leave:  # type: ignore[union-attr]
+        leave[-1].weight.normal_()
+    assert not torch.allclose(looking.encode(image)[0], looking.encode(-image)[0])
+
+
+@torch.no_grad()
+def test_the_guess_of_all_layers_is_no_feature() -> None:
+    model = small(**LOOK, layers=3)
+    features, guessed = model.encode(pictures(2)), model.encode(pictures(2), guess=True)
+    assert [tuple(one.shape) for one in guessed] == [(2, 8, 8, 8), (2, 16, 4, 4), (2, 16, 2, 2), (2, 3, 16, 16)]
+    assert len(features) == 3 and not guessed[-1].any(), "one half before training"
+    assert len(small().encode(pictures(2), guess=True)) == 3
+
+
+def test_image_unet_of_the_wrong_length_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"image_unet must name the width of each of 4 levels, of sides \(16, 8, 4, 2\)"
+    ):
+        small(image_unet=(8, 16))
+    with pytest.raises(ValueError, match="image_unet must be empty with patch 4, whose masks are finer"):
+        small(image_unet=(8, 16, 16), channels=(8, 16), patch=4)
+
+
+def test_all_layers_at_once_are_judged_against_the_true_ones() -> None:
+    batch = build_composer(tiny_config(**SPLIT, data_empty=0.0).data, seed=0, atlas_seed=0).batch(0, range(6))
+    true = torch.zeros(6, 4, 16, 16)
+    for b, masks in enumerate(batch.amodal_masks):
+        for mask, layer in zip(masks, batch.layer_index[b], strict=True):
+            if 0 <= layer < 4:
+                true[b, layer] = torch.maximum(true[b, layer], mask.float())
+    right, wrong = ((true * 2 - 1) * sign * 20 for sign in (1, -1))
+    assert _layers_at_once(right, batch).shape == (6,) and _layers_at_once(right, batch).max() < 0.01
+    assert _layers_at_once(wrong, batch).min() > 10
+    swapped = right[:, [1, 0, 2, 3]]
+    assert (_layers_at_once(swapped, batch) > 0.5).all(), "a layer in the wrong place is wrong"
+
+
+def test_the_guess_is_trained_with_its_loss_and_left_alone_without(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "scenes")
+    for weight in (0.0, 1.0):
+        config = tiny_config(
+            **SPLIT, model_image_unet=LOOK["image_unet"], data_scenes=scenes, training_steps=3, diffusion_layers_weight=weight,
+            model_detail=0 if weight else 8, diffusion_rollout=0.5,
+        )  # fmt: skip
+        trainer = Trainer(config, tmp_path / f"run-{weight}", cpu=True, progress=False)
+        trainer.run()
+        last = trainer.model.look.guess[-1]
+        assert bool(last.weight.any()) == bool(weight)
+        assert ("layers" in read_metrics(tmp_path / f"run-{weight}")[0]) == bool(weight)
+        assert not [name for name, p in trainer.model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_training_in_bfloat16_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU that says it has it; where it has not, the same sums are emulated."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    scenes, losses = write_scenes(tmp_path / "scenes"), {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)  # it knows one precision a process
+        config = tiny_config(
+            **SPLIT, data_scenes=scenes, training_steps=4, diffusion_rollout=0.5, training_precision=precision, training_optimizer="muon",
+        )  # fmt: skip
+        pipe = Trainer(config, tmp_path / precision, cpu=True, progress=False).run()
+        assert pipe.dtype == torch.float32, "weights stay whole"
+        losses[precision] = [line["loss"] for line in read_metrics(tmp_path / precision) if "loss" in line]
+    np.testing.assert_allclose(losses["bf16"], losses["no"], rtol=0.03)
+    assert losses["bf16"] != losses["no"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @torch.no_grad()
 def test_detail_adds_nothing_before_training_and_then_what_is_finer_than_a_patch() -> None:
     plain, fine = small(encoder="efficientnet_lite0"), small(encoder="efficientnet_lite0", detail=8)
@@ -234,7 +321,7 @@ def test_detail_that_does_not_fit_is_named() -> None:
             small(encoder="efficientnet_lite0", detail=wrong)
 
 
-@pytest.mark.parametrize("more", ["blocks", "attention", "detail", "all"])
+@pytest.mark.parametrize("more", ["blocks", "attention", "detail", "image_unet", "image_unet beside detail", "all"])
 def test_training_of_a_larger_network_begins_as_the_smaller_one(tmp_path: Path, more: str) -> None:
     lite = {key: value for key, value in SPLIT.items() if key != "model_encoder_widths"}
     lite = {**lite, "model_encoder": "efficientnet_lite0", "model_fusion": (8, 8, 16)}
@@ -242,8 +329,12 @@ def test_training_of_a_larger_network_begins_as_the_smaller_one(tmp_path: Path, 
         "blocks": {"model_blocks": 3},
         "attention": {"model_attention_sizes": (8, 4, 2)},
         "detail": {"model_detail": 16},
+        "image_unet": {"model_image_unet": (8, 16, 16, 16), "diffusion_layers_weight": 0.5},
     }
+    if more.endswith("beside detail"):  # which then takes one map more
+        lite |= added["detail"]
     changes = {key: value for name, one in added.items() if more in (name, "all") for key, value in one.items()}
+    changes |= added["image_unet"] if more.startswith("image_unet") else {}
     start = Trainer(tiny_config(**lite, training_steps=2), tmp_path / "start", cpu=True, progress=False).run().model
     larger = tiny_config(**{**lite, **changes}, training_steps=2)
     weights = tmp_path / "start" / "pipeline"
@@ -566,7 +657,7 @@ def test_resume_of_a_run_whose_optimizer_had_one_group_without_a_factor(tmp_path
     first._should_stop = lambda started: first.step >= 2  # type: ignore[method-assign]
     first._build()
     for group in first.optimizer.param_groups:
-        del group["factor"], group["orthogonal"]
+        del group["factor"], group["orthogonal"], group["half"]
     first._build = lambda: None  # type: ignore[method-assign]
     first.run()
     second = Trainer(config, tmp_path / "run")

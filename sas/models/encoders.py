@@ -90,7 +90,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Maps of float (B, 3, H, W); H and W are multiples of the last stride."""
-        x = functional.relu6(self.stem(image))
+        x = _relu6(self.stem(image))
         maps = []
         for number, block in enumerate(self.blocks):
             x = block(x)
@@ -129,7 +129,13 @@ class _SameConv(nn.Conv2d):
         self.uneven = (kernel // 2 - 1, kernel // 2) if stride == 2 else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x if self.uneven is None else functional.pad(x, self.uneven * 2))
+        x = x if self.uneven is None else functional.pad(x, self.uneven * 2)
+        if self.groups > 1 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
+            with torch.autocast(
+                "cpu", enabled=False
+            ):  # in half precision their backward pass takes 4 times as long there
+                return super().forward(x.float())
+        return super().forward(x)
 
     @torch.no_grad()
     def take(self, state: dict[str, torch.Tensor], conv: str, norm: str) -> None:
@@ -152,9 +158,13 @@ class _InvertedResidual(nn.Module):
         self.short_cut = stride == 1 and before == width
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = x if self.expand is None else functional.relu6(self.expand(x))
-        h = self.project(functional.relu6(self.depthwise(h)))
+        h = x if self.expand is None else _relu6(self.expand(x))
+        h = self.project(_relu6(self.depthwise(h)))
         return x + h if self.short_cut else h
+
+
+def _relu6(x: torch.Tensor) -> torch.Tensor:
+    return functional.relu6(x, inplace=not torch.is_grad_enabled())
 
 
 class FeatureEncoder(nn.Module):

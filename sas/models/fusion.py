@@ -11,6 +11,8 @@ from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from torch import nn
 from torch.nn import functional
 
+from sas.models.norm import GroupNorm
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -54,6 +56,7 @@ class Block(ResnetBlock2D):
 
     def __init__(self, before: int, width: int, *, groups: int, time_width: int | None = None) -> None:
         super().__init__(in_channels=before, out_channels=width, temb_channels=time_width, groups=groups, eps=1e-5)  # type: ignore[arg-type]
+        self.norm1, self.norm2 = GroupNorm(groups, before, eps=1e-5), GroupNorm(groups, width, eps=1e-5)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
         """float (B, before, h, w), and with a time float (B, time_width) -> float (B, width, h, w)."""
@@ -67,9 +70,19 @@ class Block(ResnetBlock2D):
         return h.add_(short_cut) if inplace else h + short_cut
 
 
+class _Attention(Attention):
+    """diffusers' attention, which stays in float32 on the CPU: the backward pass of its half precision takes 2 to 15 times as long there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.to_q.weight.dtype)).to(x.dtype)  # type: ignore[union-attr]
+
+
 def attention_over(width: int, *, groups: int) -> Attention:
     """Self-attention over the positions of a map of `width` channels, in heads of 32, around a short cut."""
-    return Attention(
+    return _Attention(
         width, heads=max(1, width // 32), dim_head=32, bias=True, norm_num_groups=groups, residual_connection=True
     )
 
@@ -83,7 +96,10 @@ def gathered(
     """
     levels: dict[int, torch.Tensor] = {}
     for (level, fold), convolution, one in zip(places, convolutions, found, strict=True):
-        added = convolution(functional.pixel_unshuffle(one, fold))
+        # what convolution(pixel_unshuffle(one, fold)) is, without a copy of the map
+        assert isinstance(convolution, nn.Conv2d)
+        weight = convolution.weight.reshape(-1, one.shape[1], fold, fold)
+        added = functional.conv2d(one, weight, convolution.bias, stride=fold)
         levels[level] = levels[level] + added if level in levels else added
     return levels
 

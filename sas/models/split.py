@@ -2,8 +2,8 @@
 
 The denoiser is a UNet over [noisy mask, cumulative mask]; the encoder's maps, brought to the denoiser's widths once per image, are
 added to its own at every level that has their size. Its last level also says how likely nothing is left to draw. What can be
-worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first. `Detail`
-corrects outlines at the masks' own resolution.
+worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first, and
+`ImageUNet` looks at the picture once more, more finely. `Detail` corrects outlines at the masks' own resolution.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from sas.models.detail import Detail
 from sas.models.encoder_check import check_maps, declared_maps
 from sas.models.encoders import BUILT_IN, EfficientNetLite0, TimmEncoder, build_encoder
 from sas.models.fusion import Block, Fusion, attention_over, gathered, zeroed
+from sas.models.image_unet import ImageUNet
+from sas.models.norm import GroupNorm
 from sas.storage import StoredSmall
 
 
@@ -34,8 +36,10 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
     image_size, mask_size: sides of image and masks, pixels. encoder: "conv", "efficientnet_lite0" (to stride 16), "efficientnet_lite0_deep"
     (to stride 32), "timm/NAME" or a registered one; the last two are run once on an empty picture, to see that their maps are as they say.
     encoder_widths: of the "conv" encoder's three maps. fusion: width of each level at which the encoder's maps are fused, from fine to
-    coarse; empty for none. channels: width of each level of the denoiser; each after the first halves the resolution. blocks: residual
-    blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
+    coarse; empty for none. image_unet: widths of an `ImageUNet`, whose first level has twice the side of the denoiser's first and whose
+    others are the levels at which the encoder has maps; empty for none. image_blocks: its residual blocks a level and way. layers: how many
+    layers it guesses at once in training. channels: width of each level of the denoiser; each after the first halves the resolution.
+    blocks: residual blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
     patch: side of the pixel blocks folded into channels at its input and unfolded at its output. detail: width of a `Detail` stage behind
     it, which needs a map of the encoder at least as fine as the masks, of at most 4 times their side; 0 for none.
     Output channels: the mask's, then "stop", a logit that no layer is left, the same at every pixel.
@@ -53,6 +57,9 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         encoder: str = "conv",
         encoder_widths: Sequence[int] = (32, 64, 128),
         fusion: Sequence[int] = (),
+        image_unet: Sequence[int] = (),
+        image_blocks: int = 1,
+        layers: int = 6,
         channels: Sequence[int] = (48, 96, 160, 192),
         blocks: int = 1,
         attention_sizes: Sequence[int] = (8, 4),
@@ -89,6 +96,27 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                 f"{tuple(fusion)}: each map must have half the side of the one before"
             )
         self.fuse = Fusion([channels[level] for level in given], fusion, groups=norm_groups) if fusion else None
+        self.look = None
+        if image_unet:
+            finer = [2 * side, *sides[: len(given)]]
+            if patch > 2:
+                raise ValueError(
+                    f"image_unet must be empty with patch {patch}, whose masks are finer than its first level: use patch 2, or leave it empty"
+                )
+            if given != list(range(len(given))) or len(image_unet) != len(finer):
+                raise ValueError(
+                    f"image_unet must name the width of each of {len(finer)} levels, of sides {tuple(finer)}, at all of which but the first encoder "
+                    f"{encoder} must have maps, got {tuple(image_unet)}: change it, or leave it empty"
+                )
+            own = [channels[level] for level in given]
+            entries = [
+                *(
+                    (*_place(image_size, stride, finer, encoder), width)
+                    for stride, width in zip((1, *strides), (3, *widths), strict=True)
+                ),
+                *((level + 1, 1, width) for level, width in zip(given, own, strict=True)),
+            ]
+            self.look = ImageUNet(entries, image_unet, own, layers=layers, blocks=image_blocks, groups=norm_groups)
 
         time_width = 4 * channels[0]
         self.time = nn.Sequential(
@@ -120,7 +148,7 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
             self.up.append(nn.ModuleList(block(width if deepest or n else 2 * width, width) for n in range(blocks)))
             self.up_attention.append(attention(width, sides[level]))
             before = width
-        self.norm = nn.GroupNorm(norm_groups, channels[0])
+        self.norm = GroupNorm(norm_groups, channels[0])
         self.head = zeroed(nn.Conv2d(channels[0], patch**2, 3, padding=1))
         self.stop = zeroed(nn.Linear(channels[-1], 1))
         self.fine = None
@@ -131,7 +159,7 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         if detail:
             found = [image_size // stride for stride in strides]
             self.fine_maps = [n for n, one in enumerate(found) if one in (mask_size, 2 * mask_size, 4 * mask_size)]
-            if not self.fine_maps:
+            if not self.fine_maps and not image_unet:
                 raise ValueError(
                     f"detail must be 0 for encoder {encoder}, whose maps are of sides {found}, none of which is 1, 2 or 4 times the masks' "
                     f"{mask_size}, got {detail}: remove it, or change the encoder or image_size"
@@ -141,6 +169,9 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                     f"the first width of channels must be divisible by patch^2 = {patch**2} for detail, got {channels[0]}: change one of them"
                 )
             kept = [(found[n] // mask_size, widths[n]) for n in self.fine_maps]
+            if image_unet:
+                kept.append((2 * side // mask_size, image_unet[0]))
+                self.fine_maps.append(len(found))
             self.fine = Detail(kept, before=channels[0], patch=patch, width=detail, groups=norm_groups)
 
     def load_pretrained_encoder(self) -> None:
@@ -157,9 +188,10 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
             )
 
     @apply_forward_hook
-    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def encode(self, image: torch.Tensor, *, guess: bool = False) -> tuple[torch.Tensor, ...]:
         """Features of each image: float (B, 3, image_size, image_size) -> a map at the denoiser's width for each of its levels that has one, then,
-        if there is a `Detail` stage, (B, detail, mask_size, mask_size) for it."""
+        if there is a `Detail` stage, (B, detail, mask_size, mask_size) for it. guess: with the `ImageUNet`'s logits of the first layers,
+        float (B, layers, side, side), behind them, for a loss; `forward` takes none."""
         size = self.config["image_size"]
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[-2:] != (size, size):
             raise ValueError(
@@ -171,8 +203,13 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         maps = [levels[level] for level in sorted(levels)]
         if self.fuse is not None:
             maps = self.fuse(maps)
+        if self.look is not None:
+            maps, finest = self.look(image, found, maps)
+            found = [*found, finest]
         if self.fine is not None:
             maps = [*maps, self.fine.encode([found[number] for number in self.fine_maps])]
+        if guess and self.look is not None:
+            maps = [*maps, self.look.guess(finest)]
         return tuple(maps)
 
     def forward(
