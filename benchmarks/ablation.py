@@ -48,6 +48,7 @@ PAPER = {
     "diffusion.learned_variance": True, "diffusion.zero_terminal_snr": False, "diffusion.mask_scale": 1.0, "diffusion.high_noise_bias": 0.0,
     "data.corruption": 0.0, "data.twins": 0.0, "data.layers": "all", "sampling.scheduler": "ddpm", "sampling.consensus": "medoid",
 }  # fmt: skip
+LOOK = {"model.fusion": (32, 64, 96), "model.image_unet": (32, 64, 96, 96), "model.detail": 16}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ TRAINED = {
 # Beyond the twelve trainings at most that the comparison was planned with; run by name.
 BEYOND = {
     "fusion": Cell("E", "split, the encoder's maps fused once per image", {"model.fusion": (32, 64, 96)}),
+    "look": Cell("E", "the same, a UNet that looks at the picture once more, and a stage that corrects outlines by its map", LOOK),
+    "look-layers": Cell("E", "the same, which guesses all layers at once and shows the denoiser the next", {**LOOK, "diffusion.layers_weight": 1.0}),
     "paper": Cell("-", "the published method: concatenating UNet, noise prediction, 1000 steps of DDPM", PAPER, {"steps": 1000, "scenes": 12}),
     "muon": Cell("-", "Muon in place of AdamW", {"training.optimizer": "muon"}),
     "muon-3e-3": Cell("-", "Muon, three times the learning rate", {"training.optimizer": "muon", "training.learning_rate": 3e-3}),

@@ -158,7 +158,8 @@ class ModelSettings(Settings):
     fusion: tuple[int, ...] = ()
     """Widths at which the encoder's maps are fused with each other once per image, from fine to coarse; empty: they are not."""
     image_unet: tuple[int, ...] = ()
-    """Widths of a UNet that looks at the picture once more, once per image, from twice the resolution of the denoiser on; empty: none."""
+    """Widths of a UNet that looks at the picture once more, once per image, from twice the resolution of the denoiser on, and guesses the first layers
+    at once; empty: none."""
     image_blocks: int = Field(1, ge=1, le=8)
     """Residual blocks of that UNet at each level, on the way down and up alike."""
     channels: tuple[int, ...] = (32, 64, 128, 160)

@@ -125,7 +125,7 @@ class DiffusionObjective:
         """
         items = layer_items(batch, keys, layers=self.layers, corruption=self.corruption)
         image = in_range(batch.image, self.image_range)
-        encoded, guess = self._encode(model, image)
+        encoded = model.encode(image)
         if self.rollout:
             if averaged is None:
                 items = self._with_own_cumulative(model, encoded, image, batch.frame, items, keys)
@@ -150,20 +150,14 @@ class DiffusionObjective:
             stop = self.stop_weight * functional.binary_cross_entropy_with_logits(logit, empty, reduction="none")
             # A picture that is not complete has no last layer: its others alone would teach never to stop.
             parts["stop"] = stop if items.complete is None else stop * items.complete
-        if guess is not None:
+        if self.layers_weight:
+            guess = _leaves(encoded)[-1]
             parts["layers"] = self.layers_weight * _layers_at_once(guess, batch)[items.picture]
         if self.energy_weight:
             parts["energy"] = self.energy_weight * self._energy_score(model, features, items, keys)
         if items.taught is not None:
             parts = {name: value * items.taught for name, value in parts.items()}
         return {"loss": torch.stack(list(parts.values())).sum(dim=0), **parts}
-
-    def _encode(self, model: Any, image: torch.Tensor) -> tuple[Features, torch.Tensor | None]:
-        """Features of images, and logits of their layers if a loss is taken of them."""
-        if not self.layers_weight:
-            return model.encode(image), None
-        *features, guess = model.encode(image, guess=True)
-        return tuple(features), guess
 
     def _one_step(
         self, model: MaskDenoiser, features: Features, cumulative: torch.Tensor, noise: torch.Tensor

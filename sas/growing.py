@@ -77,7 +77,7 @@ def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
     ):
         before, after = (_as_tuple(one.config.get(setting, ())) for one in (saved, model))
         if after and (before != after or moved):
-            begins += (part,)
+            begins += (part, "ahead.") if part == "look." else (part,)
     if "look." in begins and "fine." not in begins and getattr(model, "fine", None) is not None:
         begins += (f"fine.enter.{len(model.fine_maps) - 1}.",)
     if other_maps:

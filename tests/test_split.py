@@ -28,6 +28,7 @@ from sas.models import (
     register_encoder,
     select_rows,
 )
+from sas.models.ahead import next_guessed
 from sas.models.encoder_check import check_maps
 from sas.models.encoders import build_encoder
 from sas.pipeline import SASPipeline
@@ -211,7 +212,7 @@ def test_image_unet_adds_nothing_before_training_and_then_what_only_the_picture_
     plain, looking = small(), small(**LOOK)
     looking.load_state_dict(plain.state_dict(), strict=False)
     image = pictures(2)
-    for before, after in zip(plain.encode(image), looking.encode(image), strict=True):
+    for before, after in zip(plain.encode(image), looking.encode(image)[:-1], strict=True):
         assert torch.equal(before, after)
     assert torch.equal(plain(*inputs(2), plain.encode(image)), looking(*inputs(2), looking.encode(image)))
     for block in looking.image_encoder.modules():  # the encoder sees nothing any more
@@ -224,12 +225,48 @@ def test_image_unet_adds_nothing_before_training_and_then_what_only_the_picture_
 
 
 @torch.no_grad()
-def test_the_guess_of_all_layers_is_no_feature() -> None:
-    model = small(**LOOK, layers=3)
-    features, guessed = model.encode(pictures(2)), model.encode(pictures(2), guess=True)
-    assert [tuple(one.shape) for one in guessed] == [(2, 8, 8, 8), (2, 16, 4, 4), (2, 16, 2, 2), (2, 3, 16, 16)]
-    assert len(features) == 3 and not guessed[-1].any(), "one half before training"
-    assert len(small().encode(pictures(2), guess=True)) == 3
+def test_the_guess_of_all_layers_is_the_last_feature_at_the_masks_size() -> None:
+    shapes = [tuple(one.shape) for one in small(**LOOK, layers=3).encode(pictures(2))]
+    assert shapes == [(2, 8, 8, 8), (2, 16, 4, 4), (2, 16, 2, 2), (2, 3, 16, 16)]
+    finer = small(**LOOK, patch=1, image_size=64)
+    guess = finer.encode(functional.interpolate(pictures(2), scale_factor=2))[-1]
+    assert guess.shape == (2, 6, 16, 16), "its first level has twice that side"
+    assert not guess.any(), "one half before training"
+
+
+def boxes(*spans: tuple[int, int]) -> torch.Tensor:
+    """Masks (len(spans), 4, 16) that cover some columns."""
+    return torch.stack([((torch.arange(16) >= low) & (torch.arange(16) < high)).expand(4, 16) for low, high in spans])
+
+
+def test_next_guessed_is_the_first_layer_that_is_not_found() -> None:
+    guess = (boxes((0, 4), (2, 8), (7, 12), (0, 0)).float() * 2 - 1)[None]
+    found = [(0, 0, 1.0), (3, 1, 13 / 17), (4, 1, 1.0), (5, 1, 17 / 21), (8, 2, 1.0), (12, 3, 1.0)]
+    for end, layer, agreement in found:
+        span = (0, end)
+        logits, agrees = next_guessed(guess, boxes(span)[:, None].float() * 2 - 1)
+        assert torch.equal(logits[0, 0], guess[0, layer]), span
+        assert agrees.shape == (1, 1, 1, 1) and agrees.item() == pytest.approx(agreement)
+    logits, agrees = next_guessed(guess, boxes((12, 16))[:, None].float() * 2 - 1)
+    assert torch.equal(logits[0, 0], guess[0, 0]) and agrees.item() == pytest.approx(1 / 17), "other things"
+    logits, _ = next_guessed(guess[:, :3], boxes((0, 12))[:, None].float() * 2 - 1)
+    assert not logits.any(), "all are found: it does not know"
+
+
+@torch.no_grad()
+def test_the_denoiser_can_be_taught_to_follow_the_guess_as_far_as_it_agrees() -> None:
+    model, image = small(**LOOK, layers=3), pictures(3)
+    noisy, time, cumulative = inputs()
+    *maps, guess = model.encode(image)
+    guess = torch.randn_like(guess)
+    before = model(noisy, time, cumulative, (*maps, guess))
+    assert torch.equal(before, model(noisy, time, cumulative, (*maps, -guess))), "not before it is taught"
+    model.ahead.trust.bias.fill_(1.0)  # type: ignore[union-attr,operator]
+    logits, agreement = next_guessed(guess, cumulative)
+    after = model(noisy, time, cumulative, (*maps, guess))
+    torch.testing.assert_close(after[:, :1], before[:, :1] + agreement * logits)
+    model.ahead.hint.weight.normal_()  # type: ignore[union-attr,operator]
+    assert not torch.allclose(after, model(noisy, time, cumulative, (*maps, guess))), "it is seen too"
 
 
 def test_image_unet_of_the_wrong_length_is_named() -> None:

@@ -19,7 +19,7 @@ class ImageUNet(nn.Module):
     entries: of each map that enters (the picture, the encoder's maps, the denoiser's), the level that it goes to, the side of the pixel blocks
     folded into its channels to fit there, and its channels. widths: of the levels; each after the first has half the side of the
     one before. channels: of the denoiser's maps, which leave at all levels but the first; what is added to them is zero before training.
-    layers: how many layers are guessed at once from the first level's map in training, which teaches all levels what is in front of what.
+    layers: how many layers are guessed at once from the first level's map, which teaches all levels what is in front of what.
     blocks: residual blocks a level, on the way down and up alike.
     """
 

@@ -3,7 +3,8 @@
 The denoiser is a UNet over [noisy mask, cumulative mask]; the encoder's maps, brought to the denoiser's widths once per image, are
 added to its own at every level that has their size. Its last level also says how likely nothing is left to draw. What can be
 worked out from the picture alone is cheapest where it is done once: `Fusion` lets the encoder's maps see each other first, and
-`ImageUNet` looks at the picture once more, more finely. `Detail` corrects outlines at the masks' own resolution.
+`ImageUNet` looks at the picture once more, more finely, and guesses the first layers at once, of which `Ahead` shows the denoiser the
+one that comes next. `Detail` corrects outlines at the masks' own resolution.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from sas.io import InputError
+from sas.models.ahead import Ahead, next_guessed
 from sas.models.detail import Detail
 from sas.models.encoder_check import check_maps, declared_maps
 from sas.models.encoders import BUILT_IN, EfficientNetLite0, TimmEncoder, build_encoder
@@ -96,7 +98,7 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                 f"{tuple(fusion)}: each map must have half the side of the one before"
             )
         self.fuse = Fusion([channels[level] for level in given], fusion, groups=norm_groups) if fusion else None
-        self.look = None
+        self.look, self.ahead = None, None
         if image_unet:
             finer = [2 * side, *sides[: len(given)]]
             if patch > 2:
@@ -117,6 +119,7 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                 *((level + 1, 1, width) for level, width in zip(given, own, strict=True)),
             ]
             self.look = ImageUNet(entries, image_unet, own, layers=layers, blocks=image_blocks, groups=norm_groups)
+            self.ahead = Ahead(channels[0], patch=patch)
 
         time_width = 4 * channels[0]
         self.time = nn.Sequential(
@@ -188,10 +191,10 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
             )
 
     @apply_forward_hook
-    def encode(self, image: torch.Tensor, *, guess: bool = False) -> tuple[torch.Tensor, ...]:
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Features of each image: float (B, 3, image_size, image_size) -> a map at the denoiser's width for each of its levels that has one, then,
-        if there is a `Detail` stage, (B, detail, mask_size, mask_size) for it. guess: with the `ImageUNet`'s logits of the first layers,
-        float (B, layers, side, side), behind them, for a loss; `forward` takes none."""
+        if there is a `Detail` stage, (B, detail, mask_size, mask_size) for it, and, if there is an `ImageUNet`, its logits of the first layers, (B, layers,
+        mask_size, mask_size)."""
         size = self.config["image_size"]
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[-2:] != (size, size):
             raise ValueError(
@@ -208,8 +211,9 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
             found = [*found, finest]
         if self.fine is not None:
             maps = [*maps, self.fine.encode([found[number] for number in self.fine_maps])]
-        if guess and self.look is not None:
-            maps = [*maps, self.look.guess(finest)]
+        if self.look is not None:
+            guess = self.look.guess(finest)
+            maps = [*maps, functional.avg_pool2d(guess, guess.shape[-1] // self.config["mask_size"])]
         return tuple(maps)
 
     def forward(
@@ -218,10 +222,13 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         """See `sas.models.seam.MaskDenoiser`; channels of the output: mask, stop."""
         patch = self.config["patch"]
         numbers = sorted({level for level, _ in self.places})
-        maps = features if self.fine is None else features[:-1]
-        given = dict(zip(numbers, maps, strict=True))
+        given = dict(zip(numbers, features[: len(numbers)], strict=True))
         time = self.time[1](self.time[0](timestep).to(noisy.dtype))
         h = self.stem(functional.pixel_unshuffle(torch.cat([noisy, cumulative], dim=1), patch))
+        if self.ahead is not None:
+            # The guess has its own loss, of all layers at once; what is made of one of them here shall not move it.
+            logits, agreement = (one.to(noisy.dtype) for one in next_guessed(features[-1].detach(), cumulative))
+            h = h + self.ahead.enter(logits, agreement)
         skips = []
         for level, (shrink, blocks, attend) in enumerate(zip(self.shrink, self.down, self.down_attention, strict=True)):
             h = shrink(h)
@@ -243,8 +250,10 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                 deep = h
         h = functional.silu(self.norm(h))
         mask = functional.pixel_shuffle(self.head(h), patch)
+        if self.ahead is not None:
+            mask = mask + self.ahead(h, logits, agreement)
         if self.fine is not None:
-            mask = mask + self.fine(h, noisy, cumulative, features[-1])
+            mask = mask + self.fine(h, noisy, cumulative, features[len(numbers)])
         stop = self.stop(reduce(functional.silu(deep), "m c h w -> m c", "mean"))
         return torch.cat([mask, repeat(stop, "m 1 -> m 1 h w", h=mask.shape[-2], w=mask.shape[-1])], dim=1)
 
