@@ -436,9 +436,11 @@ class LayeredResult:
         return marks
 
     def _captions(self) -> list[str]:
-        settings = self.settings
+        settings, nothing = self.settings, self.stop.probability
         stop = {
-            "empty": f"{self.stop.votes} of {_count(settings.members, 'try', 'tries')} found no further object",
+            "empty": f"{self.stop.votes} of {_count(settings.members, 'try', 'tries')} found no further object"
+            if nothing is None
+            else f"no further object found, {nothing:.0%} sure that nothing is left",
             "no_progress": "the next layer would have added nothing new",
             "max_layers": "the largest number of layers allowed was reached",
         }[self.stop.reason]

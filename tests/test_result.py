@@ -291,6 +291,14 @@ def test_an_empty_result_is_black_and_says_so(tmp_path: Path) -> None:
     assert result.masks_full().shape == (0, 64, 96) and result.cumulative_masks.shape == (1, 32, 32)
 
 
+def test_the_overview_says_why_it_stopped_as_far_as_it_is_known(result: LayeredResult) -> None:
+    assert "2 of 2 tries found no further object." in result._captions()[0]
+    told = replace(result, stop=Stop("empty", votes=2, probability=0.327))
+    assert told._captions()[0].endswith("no further object found, 33% sure that nothing is left."), (
+        "masks may have been drawn"
+    )
+
+
 def test_save_replaces_an_older_result_whole(tmp_path: Path, result: LayeredResult, layers: np.ndarray) -> None:
     result.save(tmp_path / "out")
     smaller = _result(layers[:1])
