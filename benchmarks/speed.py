@@ -11,8 +11,9 @@ steps. photo: seconds for a picture of 512 x 512, the whole call with its result
 (its fusion included and alone) and denoiser (its outline stage included and alone) at batch 8 beside the matrix product, the machine's peak.
 growth: seconds against members, layers, steps, picture size and batch. memory: most memory of a fresh process (on a GPU: of its tensors
 there) against the same. onnx: encoder and denoiser in onnxruntime beside torch, both on the CPU, and how far apart what they give is (extra
-`onnx`). start: seconds of `sas --help`, of a first result, and of `sas sample` on one picture. gpu: milliseconds an image in bfloat16, as
-it is and compiled; only where the device is a GPU.
+`onnx`). start: seconds of `sas --help`, of a first result, and of `sas sample` on one picture. bfloat16: a photograph, the encoder and the
+denoiser in it and in float32, in turns; only where the device has it. gpu: milliseconds an image in bfloat16, as it is and compiled; only
+where the device is a GPU.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sas.config import load_config
 from sas.diffusion import condition, in_range, scheduler_for
+from sas.distributed import cpu_has_bfloat16
 from sas.factory import build_model, build_pipeline
 from sas.models import select_rows
 from sas.pipeline import SASPipeline
 from sas.seeding import generator_for
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("protocol", "stock", "photo", "parts", "growth", "memory", "onnx", "start", "gpu")
+PARTS = ("protocol", "stock", "photo", "parts", "growth", "memory", "onnx", "start", "bfloat16", "gpu")
 
 
 def in_ms(timing: Timing) -> Timing:
@@ -349,6 +351,28 @@ def start(pipe: SASPipeline, rounds: int, weights: str) -> dict[str, Any]:
         return {name: seconds(program(given), rounds) for name, given in programs.items()}
 
 
+def bfloat16(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+    """What `--dtype bfloat16` gains: the same works in both, in turns."""
+    pipes = {"float32": pipe, "bfloat16": copy.deepcopy(pipe).to(torch.bfloat16)}
+    pipes["bfloat16"].set_progress_bar_config(disable=True)
+
+    def works_of(name: str) -> dict[str, Callable[[], object]]:
+        one = pipes[name]
+        image, masks, times = images_like(one, 1, one.config.image_size), masks_like(one, 8), rows_of(one, 8)
+        features = select_rows(one.model.encode(image), times)
+        return {
+            f"photo, 3 members, {name}": fixed_work(one, 512, layers=5, members=3, steps=4),
+            f"photo, 8 members, {name}": fixed_work(one, 512, layers=5, members=8, steps=4),
+            f"encoder, {name}": lambda: one.model.encode(image),
+            f"denoiser, {name}": lambda: one.model(masks, times, masks, features),
+        }
+
+    with torch.no_grad():
+        plain, half = works_of("float32"), works_of("bfloat16")
+        turns = {name: work for pair in zip(plain.items(), half.items(), strict=True) for name, work in pair}
+        return {name: in_ms(spread(values)) for name, values in in_turns(turns, 3 * rounds).items()}
+
+
 def gpu(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     """Milliseconds an image in bfloat16, one image or 32 at once: the network as it is, compiled, and compiled to CUDA graphs.
 
@@ -440,11 +464,15 @@ def main() -> None:
     }
     work = {
         "protocol": protocol, "stock": stock, "photo": photo, "parts": parts, "growth": growth,
-        "memory": partial(memory, weights=options.weights), "onnx": onnx, "start": partial(start, weights=options.weights), "gpu": gpu,
+        "memory": partial(memory, weights=options.weights), "onnx": onnx, "start": partial(start, weights=options.weights),
+        "bfloat16": bfloat16, "gpu": gpu,
     }  # fmt: skip
     for name in options.only:
         if name == "gpu" and pipe.device.type != "cuda":
             print("gpu: left out, the device is no GPU", flush=True)
+            continue
+        if name == "bfloat16" and pipe.device.type == "cpu" and not cpu_has_bfloat16():
+            print("bfloat16: left out, this CPU emulates it", flush=True)
             continue
         found[name] = work[name](pipe, options.rounds)
         print("\n".join(table_rows(found[name], name)), flush=True)

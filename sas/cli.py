@@ -107,14 +107,19 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _load(weights: str | None, device: str) -> Any:
+def _load(weights: str | None, device: str, dtype: str = "float32") -> Any:
     with quick_imports():
+        import torch
         from diffusers.utils.logging import disable_progress_bar
 
+        from sas.distributed import cpu_has_bfloat16
         from sas.pipeline import SASPipeline
 
     disable_progress_bar()
-    pipe = SASPipeline.from_pretrained(weights).to(_device(device))
+    place = _device(device)
+    if place.type == "cpu" and dtype == "bfloat16" and not cpu_has_bfloat16():
+        raise UsageError("--dtype must be float32 on this CPU, got bfloat16, which is emulated there; leave it out")
+    pipe = SASPipeline.from_pretrained(weights, dtype=getattr(torch, dtype)).to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -149,7 +154,7 @@ def _sample(options: Sample) -> int:
             _tell(f"{item}: {error}", error=True)
     if not files:
         return FAILED
-    pipe = _load(options.weights, options.device)
+    pipe = _load(options.weights, options.device, options.dtype)
 
     def report(outcome: Outcome) -> None:
         if outcome.result is None:
@@ -246,7 +251,7 @@ def _evaluate(options: Evaluate) -> int:
     out = Path(options.out)
     scenes = load_dataset(options.dataset)
     make_folder(out)
-    pipe = _load(None if options.weights == "default" else options.weights, options.device)
+    pipe = _load(None if options.weights == "default" else options.weights, options.device, options.dtype)
     predictor = pipeline_predictor(pipe, ensemble_size=options.members, num_inference_steps=options.steps)
     report = evaluate(predictor, scenes, seed=options.seed, limit=options.limit)
     behind_truth = true_mask_scores(

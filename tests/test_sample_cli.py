@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sas.__main__ import main
 from sas.cli import run
 from sas.cli_options import Sample
+from sas.models import ConcatUNet
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 from sas.sampling import Outcome, result_folders, sample_files
@@ -91,6 +93,37 @@ def test_options_reach_the_pipeline(sample: Call, tmp_path: Path) -> None:
     assert status == 0
     assert document["ensemble"] == {"members": 3, "steps": 4, "seed": 9, "consensus": "mean", "mode": "diffusion"}
     assert len(document["layers"]) == 1
+
+
+def test_dtype_is_what_the_network_computes_in(sample: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    kinds = []
+    network = ConcatUNet.forward
+
+    def forward(self: ConcatUNet, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
+        kinds.append({noisy.dtype, *(parameter.dtype for parameter in self.parameters())})
+        return network(self, noisy, *rest)
+
+    monkeypatch.setattr(ConcatUNet, "forward", forward)
+    for dtype in ("float32", "bfloat16"):
+        kinds.clear()
+        status, out, err = sample(
+            photo(tmp_path / "p.png"), "--out", tmp_path / dtype, "--device", "cpu", "--dtype", dtype
+        )
+        assert (status, len(out), err) == (0, 1, [])
+        assert kinds and set().union(*kinds) == {getattr(torch, dtype)}
+        assert len(LayeredResult.load(tmp_path / dtype / "p")) == 2
+
+
+def test_a_dtype_that_the_cpu_emulates_is_refused(
+    sample: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    given = (photo(tmp_path / "p.png"), "--out", tmp_path / "out", "--device", "cpu", "--dtype", "bfloat16")
+    status, out, err = sample(*given)
+    assert (status, out, len(err)) == (2, [], 1)
+    assert "--dtype must be float32 on this CPU, got bfloat16, which is emulated there; leave it out" in err[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_marginal_mode(sample: Call, tmp_path: Path) -> None:
