@@ -307,7 +307,10 @@ def _bce_dice(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -
 
 
 def _layers_at_once(logits: torch.Tensor, batch: SceneBatch) -> torch.Tensor:
-    """Cross-entropy and soft Dice of logits (B, K, h, w) of the first K layers, true ones and empty ones; the mean over layers, float (B,)."""
+    """Cross-entropy and soft Dice of logits (B, K, h, w) of the first K layers, true ones and empty ones; the mean over layers, float (B,).
+
+    Of a picture that is not complete the true layers alone count: what lies behind them nobody knows.
+    """
     count = logits.shape[1]
     of_layer = batch.layer_index[:, None] == torch.arange(count, device=logits.device)[:, None]
     true = torch.stack([(batch.amodal_masks & of_layer[:, k, :, None, None]).any(dim=1) for k in range(count)], dim=1)
@@ -316,7 +319,11 @@ def _layers_at_once(logits: torch.Tensor, batch: SceneBatch) -> torch.Tensor:
         rearrange(true, "b k h w -> (b k) 1 h w"),
         batch.known.repeat_interleave(count, dim=0),
     )
-    return reduce(flat["bce"] + flat["dice"], "(b k) -> b", "mean", k=count)
+    each = rearrange(flat["bce"] + flat["dice"], "(b k) -> b k", k=count)
+    if batch.complete is None:
+        return each.mean(dim=1)
+    taught = batch.complete[:, None] | (torch.arange(count, device=logits.device) < batch.layer_counts[:, None])
+    return (each * taught).sum(dim=1) / taught.sum(dim=1).clamp(min=1)
 
 
 def _discretized_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:

@@ -76,6 +76,10 @@ def _beginning(saved: Any, model: Any) -> tuple[str, ...]:
         ("fine.", "detail", other_maps),
     ):
         before, after = (_as_tuple(one.config.get(setting, ())) for one in (saved, model))
+        if part == "look." and before and after:  # its residual blocks belong to what it is
+            before, after = (
+                (*widths, one.config.get("image_blocks", 1)) for widths, one in ((before, saved), (after, model))
+            )
         if after and (before != after or moved):
             begins += (part, "ahead.") if part == "look." else (part,)
     if "look." in begins and "fine." not in begins and getattr(model, "fine", None) is not None:

@@ -440,7 +440,7 @@ class LayeredResult:
         stop = {
             "empty": f"{self.stop.votes} of {_count(settings.members, 'try', 'tries')} found no further object"
             if nothing is None
-            else f"no further object found, {nothing:.0%} sure that nothing is left",
+            else f"no further object found, probability that nothing is left {nothing:.2f}",
             "no_progress": "the next layer would have added nothing new",
             "max_layers": "the largest number of layers allowed was reached",
         }[self.stop.reason]

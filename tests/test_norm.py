@@ -18,12 +18,12 @@ def gradients(norm: nn.GroupNorm, x: torch.Tensor, gradient: torch.Tensor) -> li
     return [one.float() for one in found if one is not None]
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 6, 5), (1, 32, 4, 4), (3, 4, 5, 3)])
-@pytest.mark.parametrize("offset", [0.0, 3.0])
-def test_gradients_are_torchs_up_to_rounding(shape: tuple[int, int, int, int], offset: float) -> None:
+@pytest.mark.parametrize("shape", [(2, 8, 6, 5), (1, 32, 4, 4), (3, 4, 5, 3), (2, 4, 64, 64)])
+@pytest.mark.parametrize(("offset", "push"), [(0.0, 0.0), (3.0, 0.0), (0.0, 1.0), (3.0, 1.0)])
+def test_gradients_are_torchs_up_to_rounding(shape: tuple[int, int, int, int], offset: float, push: float) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape).add(offset).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    gradient = torch.randn(shape).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    gradient = torch.randn(shape).add(push).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
     own, theirs = GroupNorm(2, shape[1]), nn.GroupNorm(2, shape[1])
     with torch.no_grad():
         for mine, other in zip(own.parameters(), theirs.parameters(), strict=True):

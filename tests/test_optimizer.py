@@ -48,6 +48,42 @@ def test_orthogonalized_zero_is_zero() -> None:
     assert torch.equal(orthogonalized(torch.zeros(2, 8, 20)), torch.zeros(2, 8, 20))
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_each_matrix_of_a_batch_is_as_if_it_were_alone(dtype: torch.dtype, rounding: float) -> None:
+    sizes = (1e-6, 1.0, 1e4)
+    generator = torch.Generator().manual_seed(1)
+    batch = torch.stack([torch.randn(12, 40, generator=generator) * size for size in sizes])
+    found = orthogonalized(batch.to(dtype)).float()
+    for one, matrix in zip(found, batch, strict=True):
+        alone = orthogonalized(matrix[None])[0]
+        assert float((one - alone).norm()) <= rounding * float(alone.norm())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_of_one_shape_get_their_own_updates(half: bool) -> None:
+    """They are worked on together."""
+
+    def moved(names: set[str]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        network = nn.ModuleDict({name: nn.Linear(16, 24) for name in ("a", "b", "c")})
+        network["head"] = nn.Linear(24, 2)
+        optimizer = make_optimizer(network, "muon", learning_rate=0.1, weight_decay=0.0, encoder_rate=1.0, half=half)
+        before = copy.deepcopy(network.state_dict())
+        for number, name in enumerate(("a", "b", "c")):
+            generator = torch.Generator().manual_seed(number)
+            gradient = torch.randn(24, 16, generator=generator) * 10.0 ** (3 * number)
+            network[name].weight.grad = gradient if name in names else None
+        optimizer.step()
+        return {name: network[name].weight.detach() - before[f"{name}.weight"] for name in ("a", "b", "c")}
+
+    together = moved({"a", "b", "c"})
+    for name, step in together.items():
+        alone = moved({name})
+        assert all(torch.equal(alone[other], torch.zeros(24, 16)) for other in together if other != name)
+        torch.testing.assert_close(step, alone[name], rtol=0.03, atol=1e-3 if half else 1e-5)
+        assert float(step.square().mean().sqrt()) == pytest.approx(0.1 * UPDATE_RMS, rel=0.3)
+
+
 def test_groups() -> None:
     network = Network()
     optimizer = make_optimizer(network, "muon", learning_rate=0.1, weight_decay=0.0, encoder_rate=0.25)

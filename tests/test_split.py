@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.state import AcceleratorState
 from tiny import read_metrics, tiny_config, write_scenes
 from torch import nn
@@ -31,6 +33,7 @@ from sas.models import (
 from sas.models.ahead import next_guessed
 from sas.models.encoder_check import check_maps
 from sas.models.encoders import build_encoder
+from sas.models.fusion import FoldedConv
 from sas.pipeline import SASPipeline
 from sas.seeding import Keys
 from sas.training import Trainer
@@ -278,6 +281,26 @@ def test_image_unet_of_the_wrong_length_is_named() -> None:
         small(image_unet=(8, 16, 16), channels=(8, 16), patch=4)
 
 
+@pytest.mark.parametrize("size", [8, 24, 80])
+def test_a_picture_that_does_not_fit_the_first_level_of_image_unet_is_named(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Finest(nn.Module):
+        """A map as large as the picture, and two that follow."""
+
+        strides, widths = (1, 2, 4), (4, 4, 4)
+
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            one = image.mean(dim=1, keepdim=True).expand(-1, 4, -1, -1)
+            return [functional.avg_pool2d(one, stride) for stride in self.strides]
+
+    monkeypatch.setattr("sas.models.split.build_encoder", lambda *_, **__: Finest())
+    monkeypatch.setattr("sas.models.split._place", lambda image, stride, *_: ((1, 2, 4).index(stride), 1))
+    rule = f"image_unet needs an image_size of 1, 2, 3 or 4 times its first side = 16, got {size}: change image_size"
+    with pytest.raises(ValueError, match=rule):
+        SplitDenoiser(image_size=size, mask_size=16, channels=(8, 16, 16), norm_groups=4, **LOOK)
+
+
 def test_all_layers_at_once_are_judged_against_the_true_ones() -> None:
     batch = build_composer(tiny_config(**SPLIT, data_empty=0.0).data, seed=0, atlas_seed=0).batch(0, range(6))
     true = torch.zeros(6, 4, 16, 16)
@@ -290,6 +313,37 @@ def test_all_layers_at_once_are_judged_against_the_true_ones() -> None:
     assert _layers_at_once(wrong, batch).min() > 10
     swapped = right[:, [1, 0, 2, 3]]
     assert (_layers_at_once(swapped, batch) > 0.5).all(), "a layer in the wrong place is wrong"
+
+
+def test_no_empty_layer_is_taught_where_objects_are_missing() -> None:
+    batch = build_composer(tiny_config(**SPLIT, data_empty=0.0).data, seed=0, atlas_seed=0).batch(0, range(6))
+    counts = batch.layer_counts.tolist()
+    assert len(set(counts)) > 1
+    for complete in (True, False):
+        logits = torch.zeros(6, 8, 16, 16, requires_grad=True)
+        marked = replace(batch, complete=torch.full((6,), complete))
+        _layers_at_once(logits, marked).sum().backward()
+        judged = [int(one.flatten(1).any(dim=1).sum()) for one in logits.grad]  # type: ignore[union-attr]
+        assert judged == ([8] * 6 if complete else counts)
+    nothing = replace(
+        batch, layer_index=torch.full_like(batch.layer_index, -1), complete=torch.zeros(6, dtype=torch.bool)
+    )
+    assert nothing.layer_counts.tolist() == [0] * 6
+    assert not _layers_at_once(torch.zeros(6, 8, 16, 16), nothing).any()
+
+
+@torch.no_grad()
+def test_maps_are_folded_as_pixel_unshuffle_would_and_offloaded_weights_come_along() -> None:
+    folded = FoldedConv(5, 7, fold=3)
+    maps = torch.randn(2, 5, 12, 9)
+    plain = functional.conv2d(functional.pixel_unshuffle(maps, 3), folded.weight, folded.bias)
+    torch.testing.assert_close(folded(maps), plain)
+    model, image = small(**LOOK, detail=8), pictures(2)
+    before = model.encode(image)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(parameter.device.type == "meta" for parameter in model.necks.parameters())
+    for one, other in zip(before, model.encode(image), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_guess_is_trained_with_its_loss_and_left_alone_without(tmp_path: Path) -> None:
@@ -395,6 +449,21 @@ def test_training_of_a_larger_network_begins_as_the_smaller_one(tmp_path: Path, 
     )
     with pytest.raises(InputError, match="holds another architecture"):
         back.run()
+
+
+def test_another_image_unet_begins_anew(tmp_path: Path) -> None:
+    look = {**SPLIT, "model_image_unet": (8, 16, 16, 16), "model_detail": 16, "diffusion_layers_weight": 0.5}
+    start = Trainer(tiny_config(**look, training_steps=2), tmp_path / "start", cpu=True, progress=False).run().model
+    for change in ({"model_image_blocks": 2}, {"model_image_unet": (8, 16, 16, 8)}):
+        config = tiny_config(**{**look, **change}, training_steps=1)
+        trainer = Trainer(
+            config, tmp_path / "next", init_from=tmp_path / "start" / "pipeline", cpu=True, progress=False
+        )
+        trainer._build()
+        own, saved = trainer.model.state_dict(), start.state_dict()
+        kept = {name for name in own if name in saved and torch.equal(own[name], saved[name])}
+        assert {name for name in saved if name.startswith(("image_encoder.", "necks.", "down.", "fine.first"))} <= kept
+        assert "look.down.0.0.conv1.weight" not in kept and not own["ahead.trust.weight"].any()
 
 
 def test_training_with_larger_pictures_starts_from_weights_of_smaller_ones(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sas.models.fusion import Block, gathered, zeroed
+from sas.models.fusion import Block, FoldedConv, gathered, zeroed
 
 
 class Detail(nn.Module):
@@ -22,7 +22,7 @@ class Detail(nn.Module):
     def __init__(self, entries: Sequence[tuple[int, int]], *, before: int, patch: int, width: int, groups: int) -> None:
         super().__init__()
         self.places, self.patch = [(0, fold) for fold, _ in entries], patch
-        self.enter = nn.ModuleList(nn.Conv2d(channels * fold**2, width, 1) for fold, channels in entries)
+        self.enter = nn.ModuleList(FoldedConv(channels, width, fold=fold) for fold, channels in entries)
         self.block = Block(width, width, groups=groups)
         self.first = nn.Conv2d(before // patch**2 + 2 + width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)

@@ -87,19 +87,30 @@ def attention_over(width: int, *, groups: int) -> Attention:
     )
 
 
+class FoldedConv(nn.Conv2d):
+    """A 1 x 1 convolution of maps whose blocks of fold x fold pixels are folded into channels: that of `pixel_unshuffle(map, fold)`, without
+    a copy of the map."""
+
+    def __init__(self, channels: int, width: int, *, fold: int) -> None:
+        super().__init__(channels * fold**2, width, 1)
+        self.fold = fold
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """float (B, channels, h, w) -> float (B, width, h / fold, w / fold)."""
+        weight = self.weight.reshape(self.out_channels, -1, self.fold, self.fold)
+        return functional.conv2d(x, weight, self.bias, stride=self.fold)
+
+
 def gathered(
     places: Sequence[tuple[int, int]], convolutions: nn.ModuleList, found: Sequence[torch.Tensor]
 ) -> dict[int, torch.Tensor]:
-    """The encoder's maps at the levels they go to: each folded and convolved, and added up where several go to one level.
+    """The encoder's maps at the levels they go to: each through its `FoldedConv`, and added up where several go to one level.
 
     places: of each map its level, and the side of the pixel blocks folded into its channels.
     """
     levels: dict[int, torch.Tensor] = {}
-    for (level, fold), convolution, one in zip(places, convolutions, found, strict=True):
-        # what convolution(pixel_unshuffle(one, fold)) is, without a copy of the map
-        assert isinstance(convolution, nn.Conv2d)
-        weight = convolution.weight.reshape(-1, one.shape[1], fold, fold)
-        added = functional.conv2d(one, weight, convolution.bias, stride=fold)
+    for (level, _), convolution, one in zip(places, convolutions, found, strict=True):
+        added = convolution(one)
         levels[level] = levels[level] + added if level in levels else added
     return levels
 

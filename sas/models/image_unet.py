@@ -9,7 +9,7 @@ from diffusers.models.resnet import Downsample2D
 from torch import nn
 from torch.nn import functional
 
-from sas.models.fusion import Block, attention_over, gathered, zeroed
+from sas.models.fusion import Block, FoldedConv, attention_over, gathered, zeroed
 from sas.models.norm import GroupNorm
 
 
@@ -35,7 +35,7 @@ class ImageUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.places = [(level, fold) for level, fold, _ in entries]
-        self.enter = nn.ModuleList(nn.Conv2d(width * fold**2, widths[level], 1) for level, fold, width in entries)
+        self.enter = nn.ModuleList(FoldedConv(width, widths[level], fold=fold) for level, fold, width in entries)
         self.shrink, self.down, self.grow, self.up, self.leave = (nn.ModuleList() for _ in range(5))
 
         def stage(level: int) -> nn.Sequential:

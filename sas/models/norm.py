@@ -42,18 +42,27 @@ class _ChannelsLast(torch.autograd.Function):
         (b, c, h, w), groups = x.shape, mean.shape[1]
         inputs, outputs = (rearrange(t, "b c h w -> b (h w) c") for t in (x, gradient))
         ones = torch.ones(b, 1, h * w, dtype=x.dtype)
-        # sums over positions as matrix products, which add up in float32
-        total, along = (torch.bmm(ones, t)[:, 0].float() for t in (outputs, outputs * inputs))
+
+        def of_channels(t: torch.Tensor) -> torch.Tensor:
+            return repeat(t, "b g -> b (g d)", d=c // groups)
+
+        # Sums over positions as matrix products, which add up in float32 and round once. The second is of inputs without their mean: a sum
+        # of dy x would lose to rounding what is left of it without the mean.
+        middle = of_channels(mean).to(x.dtype)
+        total, along = (
+            torch.bmm(ones, t)[:, 0].float() for t in (outputs, outputs * (inputs - rearrange(middle, "b c -> b 1 c")))
+        )
+        along = along - total * (of_channels(mean) - middle.float())
         gain = weight.float()
         total_g, along_g = (reduce(t * gain, "b (g d) -> b g", "sum", g=groups) for t in (total, along))
         # dx = a dy + k x + o with y = weight (x - mean) rstd + bias
         count = c // groups * h * w
-        k = (total_g * mean - along_g) * rstd**3 / count
+        k = -along_g * rstd**3 / count
         o = -k * mean - total_g * rstd / count
-        mean, rstd, k, o = (repeat(t, "b g -> b (g d)", d=c // groups) for t in (mean, rstd, k, o))
+        rstd, k, o = (of_channels(t) for t in (rstd, k, o))
         of_rows = [rearrange(t, "b c -> b 1 c").to(x.dtype) for t in (rstd * gain, k, o)]
         found = torch.addcmul(of_rows[2], inputs, of_rows[1]).addcmul_(outputs, of_rows[0])
-        of_weight = ((along - total * mean) * rstd).sum(dim=0)
+        of_weight = (along * rstd).sum(dim=0)
         return (
             rearrange(found, "b (h w) c -> b c h w", h=h),
             of_weight.to(weight.dtype),

@@ -26,7 +26,7 @@ from sas.models.ahead import Ahead, next_guessed
 from sas.models.detail import Detail
 from sas.models.encoder_check import check_maps, declared_maps
 from sas.models.encoders import BUILT_IN, EfficientNetLite0, TimmEncoder, build_encoder
-from sas.models.fusion import Block, Fusion, attention_over, gathered, zeroed
+from sas.models.fusion import Block, FoldedConv, Fusion, attention_over, gathered, zeroed
 from sas.models.image_unet import ImageUNet
 from sas.models.norm import GroupNorm
 from sas.storage import StoredSmall
@@ -40,10 +40,10 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
     encoder_widths: of the "conv" encoder's three maps. fusion: width of each level at which the encoder's maps are fused, from fine to
     coarse; empty for none. image_unet: widths of an `ImageUNet`, whose first level has twice the side of the denoiser's first and whose
     others are the levels at which the encoder has maps; empty for none. image_blocks: its residual blocks a level and way. layers: how many
-    layers it guesses at once in training. channels: width of each level of the denoiser; each after the first halves the resolution.
+    layers it guesses at once. channels: width of each level of the denoiser; each after the first halves the resolution.
     blocks: residual blocks a level. attention_sizes: resolutions of the denoiser's maps at which attention runs.
     patch: side of the pixel blocks folded into channels at its input and unfolded at its output. detail: width of a `Detail` stage behind
-    it, which needs a map of the encoder at least as fine as the masks, of at most 4 times their side; 0 for none.
+    it, which needs an `ImageUNet`, or a map of the encoder at least as fine as the masks, of at most 4 times their side; 0 for none.
     Output channels: the mask's, then "stop", a logit that no layer is left, the same at every pixel.
     """
 
@@ -83,7 +83,7 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
         if encoder not in BUILT_IN:
             check_maps(self.image_encoder, name=encoder, image_size=image_size)
         self.necks = nn.ModuleList(
-            nn.Conv2d(width * fold**2, channels[level], 1)
+            FoldedConv(width, channels[level], fold=fold)
             for (level, fold), width in zip(self.places, widths, strict=True)
         )
         given = sorted({level for level, _ in self.places})
@@ -109,6 +109,11 @@ class SplitDenoiser(StoredSmall, ModelMixin, ConfigMixin):
                 raise ValueError(
                     f"image_unet must name the width of each of {len(finer)} levels, of sides {tuple(finer)}, at all of which but the first encoder "
                     f"{encoder} must have maps, got {tuple(image_unet)}: change it, or leave it empty"
+                )
+            if image_size not in (finer[0] * fold for fold in (1, 2, 3, 4)):
+                raise ValueError(
+                    f"image_unet needs an image_size of 1, 2, 3 or 4 times its first side = {finer[0]}, got {image_size}: change image_size, "
+                    "mask_size or patch, or leave it empty"
                 )
             own = [channels[level] for level in given]
             entries = [
