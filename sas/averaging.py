@@ -6,31 +6,15 @@ scores better than each (Izmailov et al., "Averaging Weights Leads to Wider Opti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sas.io import InputError
 from sas.pipeline import SASPipeline
+from sas.pretrained import meanings
 
-_STRUCTURE = (
-    "image_size",
-    "mask_size",
-    "mask_scale",
-    "mask_centred",
-    "logits",
-    "image_range",
-    "stop_head",
-    "data_split",
-)
-_SCHEDULE = (
-    "prediction_type",
-    "num_train_timesteps",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-)
+_SIZES = ("image_size", "mask_size", "stop_head", "data_split")
 
 
 def average_weights(weights: Sequence[str | Path | None]) -> SASPipeline:
@@ -54,7 +38,8 @@ def average_weights(weights: Sequence[str | Path | None]) -> SASPipeline:
             raise InputError(
                 f"weights {name} are of another architecture than {names[0]}, and cannot be averaged; name weights of one network"
             )
-        for field, mine, theirs in _settings(first, other):
+        sizes = ((name, first.config[name], other.config[name]) for name in _SIZES)
+        for field, mine, theirs in (*sizes, *meanings(first, other)):
             if mine != theirs:
                 raise InputError(
                     f"weights {name} must have the {field} of {names[0]}, {mine!r}, got {theirs!r}; name weights that were trained alike"
@@ -75,9 +60,3 @@ def _plan(pipe: SASPipeline) -> tuple[type, dict[str, Any]]:
         for name, value in pipe.model.config.items()
         if not name.startswith("_")
     }
-
-
-def _settings(first: SASPipeline, other: SASPipeline) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of each setting that gives a network's numbers their meaning."""
-    yield from ((name, first.config[name], other.config[name]) for name in _STRUCTURE)
-    yield from ((name, first.scheduler.config.get(name), other.scheduler.config.get(name)) for name in _SCHEDULE)

@@ -205,7 +205,10 @@ def _findings(scene: Scene) -> Iterator[Defect]:
 
 
 def mend(scene: Scene) -> Scene:
-    """The scene as a cleaned copy holds it: amodal masks widened to what is seen, objects without a pixel left out, no circle in the order."""
+    """The scene as a cleaned copy holds it: amodal masks widened to what is seen, objects without a pixel left out, no circle in the order.
+
+    Where a circle is cut, what is seen of each object is written down as it was: the order that is left would hide more.
+    """
     if scene.visible_masks is not None and (scene.visible_masks & ~scene.amodal_masks).any():
         scene = replace(scene, amodal_masks=scene.amodal_masks | scene.visible_masks)
     filled = area(scene.amodal_masks) > 0
@@ -225,7 +228,7 @@ def mend(scene: Scene) -> Scene:
         return scene
     order = scene.order_matrix.copy()
     order[tuple(np.transpose(scene.assignment.cut_edges))] = False
-    return replace(scene, order_matrix=order)
+    return replace(scene, order_matrix=order, visible_masks=scene.visible)
 
 
 # ---------------------------------------------------------------------- why a scene cannot be read

@@ -12,10 +12,11 @@ from PIL import Image
 from sas.data.atlas import Atlas
 from sas.data.backgrounds import render_backgrounds
 from sas.data.composer import Composer, SceneStyle
-from sas.io import atomic_folder, check_replaceable
+from sas.io import InputError, atomic_folder, check_replaceable
 from sas.metrics import layer_ious
 from sas.pictures import find_images, read_image
 from sas.pipeline import SASPipeline
+from sas.result_files import RESULT_FILE
 from sas.scene import Scene
 from sas.seeding import TEST_SEED
 from sas.visualize import image_grid
@@ -72,5 +73,7 @@ def run_demo(pipe: SASPipeline, out: Path, *, scenes: int = 4, seed: int = 0) ->
 def write_sheet(folder: Path, sheets: list[np.ndarray], captions: list[str]) -> None:
     """All overviews on one picture."""
     check_replaceable(folder, mark="overview.png", kind="demo", name="out")
-    with atomic_folder(folder) as temporary:
+    if (folder / RESULT_FILE).exists():
+        raise InputError(f"out {folder} holds the result of a picture, which saving would touch; choose another folder")
+    with atomic_folder(folder, own=r"overview\.png") as temporary:
         Image.fromarray(image_grid(sheets, columns=2, captions=captions, cell=700)).save(temporary / "overview.png")

@@ -387,6 +387,9 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
     # Who occludes whom, and so the layers, follows from the whole masks; only then are they cut.
     true = scene.layer_masks & known if ordered else np.zeros(shape, dtype=bool)
     occlusion = scene.occlusion if ordered else None
+    if occlusion is not None:
+        judged = (scene.amodal_masks & known).any(axis=(1, 2))  # the others' pairs could not be right
+        occlusion = occlusion & judged[:, None] & judged[None, :]
     if scene.known is not None:
         visible = scene.visible & known if ordered else None
         scene = replace(scene, amodal_masks=scene.amodal_masks & known, visible_masks=visible)
@@ -408,7 +411,9 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
         # A true layer of which no pixel is known says nothing.
         "layer_ious": np.where(true.any(axis=(1, 2)), metrics.layer_ious(predicted, true), np.nan),
         "layer_areas": [
-            (int((predicted[k] & t).sum()), int((predicted[k] | t).sum())) if k < len(predicted) else (0, int(t.sum()))
+            (int((predicted[k] & t).sum()), int((predicted[k] | t).sum()))
+            if k < len(predicted) and t.any()
+            else (0, int(t.sum()))
             for k, t in enumerate(true)
         ],
         "layer_aps": metrics.layer_average_precisions(result.probability_full()[:, None, known], true[:, None, known]),

@@ -278,17 +278,16 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
     )
 
 
-def _check_order(scenes: Sequence[Scene], data: DataSettings) -> None:
+def _check_order(scenes: Sequence[Scene], data: DataSettings, *, validation: bool = False) -> None:
     """InputError before anything is built if the first scene, or one that a look at the files can tell, has no layers to train on."""
+    place = f"data.validation {data.validation}" if validation else f"data.scenes {data.scenes}"
     if scenes[0].order_matrix is None:
         raise InputError(
-            f"data.scenes {data.scenes} must say who is in front, got scenes without order (format {data.format}); name the fields of visible "
+            f"{place} must say who is in front, got scenes without order (format {data.format}); name the fields of visible "
             "masks or ranks in data.fields, add an order to the files, or use this set for evaluation alone"
         )
     if isinstance(scenes, MaskFolders) and (folder := scenes.without_order()):
-        raise InputError(
-            f"data.scenes {data.scenes} must say who is in front in each folder, got none in {folder}; {scenes.order_cure}"
-        )
+        raise InputError(f"{place} must say who is in front in each folder, got none in {folder}; {scenes.order_cure}")
 
 
 def check_data(data: DataSettings) -> str:
@@ -297,7 +296,7 @@ def check_data(data: DataSettings) -> str:
         scenes = open_data(data)
         _check_order(scenes, data)
         if data.validation:
-            open_data(data, validation=True)
+            _check_order(open_data(data, validation=True), data, validation=True)
         return f"{len(scenes)} scenes in {data.scenes}, first one {scenes[0].width}x{scenes[0].height}"
     _check_parts(data, "train", "validation")
     if data.rendered or not data.cutouts:
@@ -320,7 +319,8 @@ def build_source(config: Config, *, device: torch.device | str = "cpu") -> Scene
         scenes = open_data(data, seed=training.seed)
         _check_order(scenes, data)
         if data.validation:
-            open_data(data, validation=True)  # a wrong path is told now and not at the first validation
+            # a wrong path and what cannot be validated on are told now and not at the first validation
+            _check_order(open_data(data, validation=True), data, validation=True)
         return SceneLoader(
             scenes,
             seed=training.seed,

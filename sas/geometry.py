@@ -100,6 +100,13 @@ class Geometry:
         """(1, 1, mask_size, mask_size) -> (1, 1, height, width) by sampling the rectangle that the input fills."""
         ys = (self.top + (torch.arange(self.height) + 0.5) * self.scaled_height / self.height) / self.size * 2 - 1
         xs = (self.left + (torch.arange(self.width) + 0.5) * self.scaled_width / self.width) / self.size * 2 - 1
+        # Not beyond the middle of the first and last cell that show the input: the bars beside them hold nothing to mix in.
+        rows, columns = (np.flatnonzero(shares.sum(axis=1) > 0) for shares in self._both_shares())
+        (low_y, high_y), (low_x, high_x) = (
+            ((cells[0] + 0.5) / self.mask_size * 2 - 1, (cells[-1] + 0.5) / self.mask_size * 2 - 1)
+            for cells in (rows, columns)
+        )
+        ys, xs = ys.clamp(low_y, high_y), xs.clamp(low_x, high_x)
         grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)[None].float()
         return functional.grid_sample(row, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

@@ -14,13 +14,14 @@ from sas.models import SplitDenoiser
 from sas.models.encoders import LITE0_BLOCKS, LITE0_DEEP_BLOCKS
 from sas.models.fusion import Block, zeroed
 from sas.pipeline import SASPipeline
+from sas.pretrained import meanings
 
 logger = logging.getLogger(__name__)
 
 
-def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretrained: bool) -> tuple[float, float]:
-    """Start from the network of a saved pipeline; InputError if its denoiser or its division of the data differs. Returns the calibration
-    (scale, shift) of its stop head.
+def copy_weights(own: SASPipeline, weights: str | Path, *, pretrained: bool) -> tuple[float, float]:
+    """Start the network of `own` from that of a saved pipeline; InputError if its denoiser or its division of the data differs. Returns the
+    calibration (scale, shift) of its stop head: (1, 0), with a warning, if what its numbers mean (codes of masks and pictures, schedule) differs.
 
     What stands around the denoiser may be new: a `Fusion`, `ImageUNet` or `Detail` that the saved network has not, or of other levels or widths, which add
     nothing before they are trained; all necks, where maps come to other levels; and another encoder (from ImageNet features if
@@ -28,17 +29,18 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
     whose last layers are set to zero: a network that gains nothing but these and the first three begins as the one it grew from.
     """
     pipe = SASPipeline.from_pretrained(weights)
+    model, split = own.model, own.config.data_split
     if split and pipe.config.data_split != split:
         raise InputError(
             f"init_from {weights} was trained with data split {pipe.config.data_split[:12] or 'none'}, got {split[:12]} now, and may have "
             "seen what is held out; set data.split to none, or start from weights of the same split"
         )
     begins = _beginning(pipe.model, model)
-    own = model.state_dict()
+    state = model.state_dict()
     saved = {name: tensor for name, tensor in pipe.model.state_dict().items() if not name.startswith(begins)}
-    new = [name for name in own if name.startswith(begins)]
-    wrong = [n for n in own if n not in new and (n not in saved or saved[n].shape != own[n].shape)]
-    wrong += [n for n in saved if n not in own]
+    new = [name for name in state if name.startswith(begins)]
+    wrong = [n for n in state if n not in new and (n not in saved or saved[n].shape != state[n].shape)]
+    wrong += [n for n in saved if n not in state]
     networks: tuple[Any, Any] = (pipe.model, model)
     groups = [one.config.get("norm_groups") for one in networks]
     if groups[0] != groups[1]:
@@ -61,6 +63,15 @@ def copy_weights(model: nn.Module, weights: str | Path, *, split: str, pretraine
             parts,
             len(new),
         )
+    changed = [f"{name} {theirs!r} and not {mine!r}" for name, mine, theirs in meanings(own, pipe) if mine != theirs]
+    if changed:
+        logger.warning(
+            "init_from %s has %s: what it has learned to draw means something else in this run, and is unlearned first; set these as they "
+            "were to go on from it",
+            weights,
+            ", ".join(changed),
+        )
+        return 1.0, 0.0
     return pipe.config.stop_scale, pipe.config.stop_shift
 
 

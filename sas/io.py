@@ -220,6 +220,10 @@ def atomic_folder(target: str | Path, *, own: str | None = None, new: bool = Fal
             os.lstat(place)  # tells of a name that cannot be, for example one that is too long
         if os.path.lexists(place) and not place.is_dir():
             raise InputError(f"cannot write {target}: it is a file; choose another output folder")
+        if place.is_dir() and _holds_working_folder(place):
+            raise InputError(
+                f"cannot write {target}: the program runs in this folder, which would be replaced; choose another output folder"
+            )
         if new and place.is_dir() and any(place.iterdir()):
             raise InputError(f"cannot write {target}: there are files in it; choose a new or empty folder")
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -250,6 +254,14 @@ def atomic_folder(target: str | Path, *, own: str | None = None, new: bool = Fal
         _sync(place.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # there only if it did not take its name
+
+
+def _holds_working_folder(place: Path) -> bool:
+    try:
+        here = Path(os.path.realpath(os.getcwd()))
+    except OSError:  # it is gone
+        return False
+    return place == here or place in here.parents
 
 
 def _carry_over(old: Path, new: Path, own: str) -> None:

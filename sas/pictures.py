@@ -179,12 +179,20 @@ def _damaged(name: str, error: Exception) -> InputError:
 
 def _upright(picture: Image.Image, name: str) -> Image.Image:
     """The picture fully decoded, with its EXIF orientation applied."""
+    by_name = getattr(picture, "filename", None) if picture.format == "TIFF" else None
     try:
+        if (
+            by_name
+        ):  # Pillow 13 maps such a file into memory with the sides of the picture set upright: pixels out of place
+            picture.filename = ""  # type: ignore[attr-defined]
         picture.load()
     except MemoryError:
         raise
     except Exception as error:
         raise _damaged(name, error) from error
+    finally:
+        if by_name:
+            picture.filename = by_name  # type: ignore[attr-defined]
     if 0 in picture.size:
         raise InputError(f"{name} must have at least one pixel, got {picture.width}x{picture.height}; pass a picture")
     try:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from einops import rearrange
 from PIL import Image
+from safetensors import SafetensorError
 from torch.nn import functional
 
 from sas.diffusion import MaskCodec, Sampler, in_range, scheduler_for
@@ -35,7 +36,7 @@ from sas.pretrained import (
     state_hash,
     verify_weights,
 )
-from sas.provenance import EnsembleSettings, ModelInfo, Stop
+from sas.provenance import Consensus, EnsembleSettings, ModelInfo, Stop
 from sas.refine import refine_soft, working_size
 from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
@@ -149,7 +150,7 @@ class SASPipeline(DiffusionPipeline):
         kwargs = {"local_files_only": True, **kwargs}
         try:
             pipe = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(
                 f"weights {folder} do not load into this architecture ({first_line(error)}); "
                 "use the folder as it was saved, with the version of sas that made it"
@@ -217,8 +218,11 @@ class SASPipeline(DiffusionPipeline):
     @property
     def model_info(self) -> ModelInfo:
         """Name of the weights, and their SHA-256: of the file if they were loaded from a folder and not changed since, else of the tensors in
-        memory."""
+        memory. Changes through `.data`, as `EMAModel.copy_to` makes them, are not seen: set `model_id` to another name after them. Of weights
+        that are offloaded the file's counts, "" if there is none."""
         known = self._weights_sha256
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            return ModelInfo(id=self.config.model_id, sha256=known[0] if known else "")
         same = known is not None and known[1] == _versions(self.model)
         return ModelInfo(id=self.config.model_id, sha256=known[0] if known and same else state_hash(self.model))
 
@@ -295,9 +299,12 @@ class SASPipeline(DiffusionPipeline):
             for start in range(0, len(images), together):
                 part = slice(start, start + together)
                 named = [replace(settings, seed=s) for s in seeds[part]]
-                found = self._take_apart(
-                    images[part], sources[part], named, rules, batch_size, initial_layers, callback_on_step_end
-                )
+                try:
+                    found = self._take_apart(
+                        images[part], sources[part], named, rules, batch_size, initial_layers, callback_on_step_end
+                    )
+                finally:
+                    self.maybe_free_model_hooks()  # of `enable_model_cpu_offload`
                 if sharpen:
                     found = [_refined(r, i, initial_layers) for r, i in zip(found, images[part], strict=True)]
                 results += found
@@ -382,7 +389,19 @@ class SASPipeline(DiffusionPipeline):
 
         def on_step(index: int, t: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
             changed = callback(self, index, int(t), {"latents": x_t}) if callback is not None else None
-            return (changed or {}).get("latents", x_t)
+            if changed is None:
+                return x_t
+            if not isinstance(changed, dict):
+                raise ValueError(
+                    f'callback_on_step_end must return None or a dict, got {type(changed).__name__}: return {{"latents": ...}}'
+                )
+            latents = changed.get("latents", x_t)
+            if not isinstance(latents, torch.Tensor) or latents.shape != x_t.shape:
+                got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+                raise ValueError(
+                    f"callback_on_step_end must return latents of shape {tuple(x_t.shape)}, got {got}: change those that it is given"
+                )
+            return latents
 
         rows = min(batch_size, len(generators))
         while True:
@@ -474,6 +493,8 @@ class SASPipeline(DiffusionPipeline):
             raise ValueError(
                 f'num_inference_steps must be 1 in mode "marginal", got {num_inference_steps}: leave it out or use mode="diffusion"'
             )
+        if consensus not in (None, *get_args(Consensus)):
+            raise ValueError(f'consensus must be "medoid" or "mean", got {consensus!r}: choose one of them')
         members = config.ensemble_size if ensemble_size is None else ensemble_size
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         steps = _integer("num_inference_steps", steps, low=1, high=self.scheduler.config.num_train_timesteps)
@@ -539,8 +560,9 @@ class SASPipeline(DiffusionPipeline):
             )
         native = self.dtype == torch.float32 or (self.dtype == torch.bfloat16 and cpu_has_bfloat16())
         if self._execution_device.type == "cpu" and not native:
+            why = "is not what it was trained in" if self.dtype == torch.float64 else "is emulated there"
             raise ValueError(
-                f"dtype must be float32 on this CPU, got {self.dtype}: half precision is emulated there; use pipe.to(torch.float32)"
+                f"dtype must be float32 on this CPU, got {self.dtype}, which {why}: use pipe.to(torch.float32)"
             )
 
     def _check_scheduler(self, steps: int) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sas.io import InputError, check_replaceable, read_json
+from sas.io import InputError, check_replaceable, first_line, read_json
 from sas.manifest import CheckpointError, refuse_pickle, verify_manifest
 from sas.storage import SCALE, StoredSmall, stored_names
 
@@ -18,19 +20,22 @@ DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default"
 
 def find_weights(weights: str | Path | None) -> Path | None:
     """Pipeline folder that `weights` means, or None for a hub id. InputError for everything else."""
-    if weights is None or str(weights) == "default":
+    if weights is None or (isinstance(weights, str) and weights == "default"):  # a Path is a folder, also of that name
         if not (DEFAULT_WEIGHTS / "model_index.json").exists():
             raise InputError(
                 f"the shipped weights are missing at {DEFAULT_WEIGHTS}; install sas-amodal again or pass weights="
             )
         return DEFAULT_WEIGHTS
-    path = Path(weights).expanduser()
     try:
+        path = Path(weights).expanduser()
         if not path.is_dir():
             refuse_pickle(path)
+        a_file = path.is_file()
     except CheckpointError as error:
         raise InputError(str(error)) from error
-    if path.is_file():
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of nobody
+        raise InputError(f"weights {weights} is no valid path ({first_line(error)}); check it") from error
+    if a_file:
         raise InputError(
             f"weights {path} must be a pipeline folder, got a file; pass the folder that holds model_index.json"
         )
@@ -104,3 +109,20 @@ def forget_folder(file: Path) -> None:
     settings = json.loads(file.read_text())
     if settings.pop("_name_or_path", None) is not None:
         file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+_CODES = ("mask_scale", "mask_centred", "logits", "image_range")
+_SCHEDULE = (
+    "prediction_type",
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "rescale_betas_zero_snr",
+)
+
+
+def meanings(first: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Of two pipelines: name and both values of each setting that gives a network's numbers their meaning: codes of masks and pictures, and the schedule."""
+    yield from ((name, first.config[name], other.config[name]) for name in _CODES)
+    yield from ((name, first.scheduler.config.get(name), other.scheduler.config.get(name)) for name in _SCHEDULE)

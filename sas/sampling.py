@@ -40,7 +40,7 @@ def result_folders(files: Sequence[Path], out: Path) -> list[Path]:
     taken: set[str] = set()
     folders = []
     for file in files:
-        stem = file.stem or "image"
+        stem = file.stem if file.stem.strip(".") else "image"
         name, number = stem, 1
         while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
             number += 1

@@ -235,7 +235,8 @@ class SceneBatch:
 
 
 def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> SceneBatch:
-    """Bring scenes to model resolution and pad them into a batch. Layers are made at full size, then reduced by area > 0.5.
+    """Bring scenes to model resolution and pad them into a batch. Who is in which layer follows from the full size; each object is then reduced
+    by area > 0.5, and a layer's mask is the union of its objects' (two that meet inside a cell may leave it out).
 
     Objects that cover no cell of the mask grid are left out: an empty mask would teach that nothing is left.
     """

@@ -40,7 +40,12 @@ class Tracking:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and one point a value in each tracker."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}; free some space, and start again: the run goes on from its last checkpoint"
+            ) from error
         if self._wandb:
             self._wandb.log(values, step=step)
         if self._board:

@@ -8,6 +8,7 @@ changes how the sums are split.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -31,9 +32,9 @@ from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_a
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.data.source import read_ahead
 from sas.distributed import LaunchError, agree, make_accelerator, share, sum_over_processes
-from sas.factory import build_model, build_objective, build_pipeline, build_source, data_split, validation_batch
+from sas.factory import build_model, build_objective, build_pipeline, build_source, validation_batch
 from sas.growing import copy_weights
-from sas.io import InputError, atomic_write_bytes
+from sas.io import InputError, atomic_write_bytes, write_file
 from sas.optimizer import make_optimizer
 from sas.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from sas.pipeline import SASPipeline
@@ -105,6 +106,7 @@ class Trainer:
         )
         self.step = 0
         self.best = -math.inf
+        self.validated = -1  # step of the last validation
         self.averaged: nn.Module | None = None
         self._window: dict[str, float] = {}
         self._restart = restart
@@ -162,8 +164,10 @@ class Trainer:
             disable=not (self.main and self.progress),
             dynamic_ncols=True,
         )
+        if self._validation_due():  # told to leave there, the run left it to be done now
+            self._validate(tracking)
+            self._save(tracking)
         seen, since = 0, time.monotonic()
-        validated = -1
         while self.step < training.steps:
             losses, norm = self._train_step(self.step)
             self.step += 1
@@ -181,9 +185,9 @@ class Trainer:
                         self.step, {**values, "lr": self._learning_rate(self.step - 1), "images_per_second": speed}
                     )
             stopping = self._should_stop(started)
-            if self.step % cadence.validate_every == 0 or self.step == training.steps:
+            if self._validation_due() and not self._told_to_leave:
                 self._validate(tracking)
-                validated, since, seen = self.step, time.monotonic(), 0
+                since, seen = time.monotonic(), 0
             if stopping or self.step % cadence.checkpoint_every == 0 or self.step == training.steps:
                 self._save(tracking)
             if stopping:
@@ -192,9 +196,13 @@ class Trainer:
         if self._told_to_leave:
             return  # told to leave: the checkpoint is written, and a validation would keep others waiting
         (no_pipeline,) = self._summed(float(self.main and not (self.out / "pipeline" / "model_index.json").exists()))
-        if no_pipeline or (self.max_minutes is not None and validated != self.step):
+        if no_pipeline or (self.max_minutes is not None and self.validated != self.step):
             self._validate(tracking)
             self._save(tracking)
+
+    def _validation_due(self) -> bool:
+        at_its_step = self.step % self.config.logging.validate_every == 0 or self.step == self.config.training.steps
+        return self.step > 0 and at_its_step and self.validated != self.step
 
     def _reading(self) -> AbstractContextManager[Iterator[SceneBatch]]:
         """This process's micro-batches from the present step to the last, in their order."""
@@ -281,9 +289,8 @@ class Trainer:
         config, device = self.config, self.accelerator.device
         self.model = build_model(config, pretrained=self._fresh and self._init_from is None)
         if self._fresh and self._init_from is not None:
-            self._calibration = copy_weights(
-                self.model, self._init_from, split=data_split(config.data), pretrained=config.model.pretrained
-            )
+            own = build_pipeline(config, self.model)
+            self._calibration = copy_weights(own, self._init_from, pretrained=config.model.pretrained)
         if config.model.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         if not config.diffusion.stop_weight and hasattr(self.model, "stop"):
@@ -346,6 +353,7 @@ class Trainer:
                     "optimizer": meta,
                     "ema_steps": self.ema.optimization_step,
                     "best": self.best if math.isfinite(self.best) else None,
+                    "validated": self.validated,
                     "window": self._window,
                     "scaler": scaler.state_dict() if scaler else None,
                     "calibration": list(self._calibration),
@@ -367,6 +375,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = checkpoint.step
         self.best = -math.inf if state["best"] is None else state["best"]
+        self.validated = state.get("validated", checkpoint.step)  # runs of before validated first
         before, now = state["config"].get("logging", {}), self.config.logging.model_dump(mode="json")
         if any(before.get(name, now[name]) != now[name] for name in HOW_VALIDATED):
             logger.info("validation is measured otherwise than before: the best score so far is forgotten")
@@ -445,6 +454,7 @@ class Trainer:
             if scores.score > self.best or not (self.out / "pipeline" / "model_index.json").exists():
                 self.best = scores.score
                 pipe.save_pretrained(self.out / "pipeline", saved_weights=cadence.saved_weights)
+        self.validated = self.step
         self.accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------------ small parts
@@ -554,5 +564,10 @@ def _compiled(model: Any) -> Any:
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    """A picture to look at: that it cannot be written (a full disk, say) must not stop a run."""
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, format="PNG")
+    try:
+        write_file(path, encoded.getvalue(), sync=False)
+    except InputError as error:
+        logger.warning("%s", error)

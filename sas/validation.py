@@ -127,9 +127,9 @@ def calibrate_stop(
     drawn = raw(pipe.model, features, items.cumulative, generators, picture=items.picture)
     logit = drawn[:, 1].flatten(1).mean(dim=1).cpu().double().logit(eps=1e-9).numpy()
     empty = (~items.target.flatten(1).any(dim=1)).cpu().numpy()
-    if items.taught is not None:
-        taught = items.taught.cpu().numpy()
-        logit, empty = logit[taught], empty[taught]
+    if items.complete is not None:  # the others have layers and no end: with them it would seem rarer than it is
+        complete = items.complete.cpu().numpy()
+        logit, empty = logit[complete], empty[complete]
 
     def entropy(values: np.ndarray) -> float:
         margin = np.where(empty, 1, -1) * (values[0] * logit + values[1])

@@ -24,6 +24,8 @@ from sas.cli import COMMANDS, compose_command, run
 from sas.cli_options import Compose, Train, parse
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.data.split import cutout_part
+from sas.demo import write_sheet
+from sas.io import InputError
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 
@@ -434,6 +436,20 @@ def test_demo(call: Call, shipped: Path, tmp_path: Path) -> None:
         assert len(LayeredResult.load(tmp_path / "out" / name)) > 0
     with Image.open(tmp_path / "out" / "demo" / "overview.png") as sheet:
         assert min(sheet.size) > 700
+
+
+def test_the_sheet_of_the_demo_keeps_what_is_not_its_own(tmp_path: Path, tiny_pipe: SASPipeline) -> None:
+    sheet = np.zeros((8, 8, 3), dtype=np.uint8)
+    for _ in range(2):
+        write_sheet(tmp_path / "demo", [sheet], ["x"])
+        (tmp_path / "demo" / "notes.txt").write_text("mine")
+    write_sheet(tmp_path / "demo", [sheet], ["x"])
+    assert (tmp_path / "demo" / "notes.txt").read_text() == "mine"
+    tiny_pipe(sheet, ensemble_size=1, num_inference_steps=1).save(tmp_path / "photo")
+    before = sorted(path.name for path in (tmp_path / "photo").iterdir())
+    with pytest.raises(InputError, match=r"out .*photo holds the result of a picture, which saving would touch"):
+        write_sheet(tmp_path / "photo", [sheet], ["x"])
+    assert sorted(path.name for path in (tmp_path / "photo").iterdir()) == before
 
 
 def test_demo_refuses_a_negative_number(call: Call, shipped: Path) -> None:

@@ -797,6 +797,16 @@ def test_mending_keeps_what_belongs_to_an_object_together() -> None:
     assert not mended.complete and mended.known is known
 
 
+def test_mending_a_circle_hides_nothing_more() -> None:
+    inside, around = box(5, 5, 10, 10), box(2, 2, 20, 20)
+    scene = scene_of(np.stack([around, inside]))
+    scene = replace(scene, order_matrix=np.array([[False, True], [True, False]]))
+    mended = mend(scene)
+    assert mended.order_matrix is not None and mended.order_matrix.sum() == 1
+    assert len(mended) == 2 and np.array_equal(mended.visible, scene.visible)
+    assert len(mended.drop_invisible()) == len(scene.drop_invisible()) == 2
+
+
 def test_the_copy_keeps_what_is_known_and_whether_it_is_complete(tmp_path: Path) -> None:
     record = with_object(good(tmp_path / "data"), "c", TINY_RLE)
     lines_of(Listed(record, good(tmp_path / "data", "p2")), repair=tmp_path / "copy")

@@ -180,3 +180,18 @@ def test_bad_input_is_named() -> None:
         geometry.to_input(torch.zeros(1, 8, 8))
     with pytest.raises(ValueError, match=r"masks must end in \(5, 9\), got \(1, 9, 5\)"):
         geometry.masks_to_model(np.zeros((1, 9, 5), dtype=bool))
+
+
+@pytest.mark.parametrize(("height", "width"), [(2250, 3000), (3000, 2250), (30, 40), (100, 300)])
+def test_bars_beside_the_picture_do_not_fade_its_edges(height: int, width: int) -> None:
+    geometry = Geometry.fit(height=height, width=width, size=64, mask_size=64)
+    shown = geometry.known()
+    assert not shown.all()
+    full = geometry.to_input(shown.astype(np.float32))
+    assert full.shape == (height, width) and full.min() > 0.999999
+    mask = np.zeros((1, height, width), dtype=bool)
+    if width > height:  # a stripe on lines of the grid, from bar to bar
+        mask[:, :, width // 4 : 3 * width // 4] = True
+    else:
+        mask[:, height // 4 : 3 * height // 4] = True
+    assert np.array_equal(geometry.to_input(geometry.masks_to_model(mask)), mask)

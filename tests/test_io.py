@@ -196,6 +196,18 @@ def test_exif_orientation_sets_the_picture_upright(tmp_path, orientation, suffix
     assert (read_mask(path)[[0, 0, -1, -1], [0, -1, 0, -1]] == [False, True, False, True]).all()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
+def test_a_tiff_that_pillow_opened_by_name_is_upright_too(tmp_path, mode):
+    """Pillow 13 maps an uncompressed one into memory with the sides of the upright picture."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, {"L": 1}.get(mode, 4)), dtype=np.uint8)
+    for orientation in range(1, 9):
+        Image.fromarray(pixels.squeeze(), mode).save(tmp_path / "a.tif", exif=exif(orientation))
+        with Image.open(tmp_path / "a.tif") as opened:
+            found = read_image(opened)
+            assert opened.filename == str(tmp_path / "a.tif")
+        assert np.array_equal(found, read_image(tmp_path / "a.tif")), orientation
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 777])
 def test_unknown_orientations_leave_the_picture_alone(tmp_path, orientation):
     Image.fromarray(quarters()).save(tmp_path / "a.png", exif=exif(orientation))

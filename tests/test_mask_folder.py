@@ -10,9 +10,9 @@ import pytest
 from conftest import box
 from PIL import Image
 
-from sas.config import DataSettings
+from sas.config import Config, DataSettings
 from sas.data.formats.mask_folder import MaskFolders
-from sas.factory import check_data
+from sas.factory import build_source, check_data
 from sas.io import InputError
 from sas.pictures import write_mask
 
@@ -74,8 +74,13 @@ def test_training_tells_of_a_folder_without_order_before_it_begins(tmp_path: Pat
         InputError, match=r"must say who is in front in each folder, got none in b; to train, give each"
     ):
         check_data(data)
+    save(tmp_path / "val" / "c", {"back": BACK, "front": FRONT})
     (tmp_path / "set" / "b" / "order.txt").write_text("front back")
     assert check_data(data).startswith("2 scenes")
+    both = data.model_copy(update={"validation": str(tmp_path / "val")})
+    for look in (check_data, lambda data: build_source(Config(data=data))):
+        with pytest.raises(InputError, match=r"data\.validation .*val must say who is in front"):
+            look(both)
 
 
 def test_the_order_may_be_mutual_and_may_leave_pairs_open(tmp_path: Path) -> None:

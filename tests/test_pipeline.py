@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -33,7 +34,7 @@ from sas.masks import cumulative
 from sas.models import ConcatUNet
 from sas.pictures import sha256_pixels
 from sas.pipeline import SASPipeline, out_of_memory
-from sas.pretrained import find_weights
+from sas.pretrained import DEFAULT_WEIGHTS, find_weights
 from sas.refine import refine_soft
 from sas.result import LayeredResult
 from sas.scene import Scene
@@ -754,7 +755,7 @@ LIMITS = [
     ({"max_layers": 0}, r"max_layers must be an integer from 1 to 1024, got 0: pass"),
     ({"batch_size": 0}, r"batch_size must be an integer from 1 to 1000000, got 0: pass"),
     ({"mode": "medium"}, r'mode must be "diffusion" or "marginal", got \'medium\': choose'),
-    ({"consensus": "loudest"}, r"consensus must be one of 'medoid', 'mean', got 'loudest': choose"),
+    ({"consensus": "loudest"}, r"consensus must be \"medoid\" or \"mean\", got 'loudest': choose"),
     ({"output_type": "jpg"}, r'output_type must be "result", "np", "pt" or "pil", got \'jpg\': choose'),
     ({"mode": "marginal", "num_inference_steps": 4}, r'num_inference_steps must be 1 in mode "marginal", got 4: leave'),
     ({"seed": 3, "generator": torch.Generator()}, r"seed and generator exclude each other, got seed=3 .*: pass one"),
@@ -834,7 +835,8 @@ def test_half_precision_on_a_cpu_that_emulates_it_is_refused_when_called(
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     pipe = make_tiny_pipe().to(torch.bfloat16)
     with pytest.raises(
-        ValueError, match=r"dtype must be float32 on this CPU, got torch\.bfloat16: .*pipe\.to\(torch\.float32\)"
+        ValueError,
+        match=r"dtype must be float32 on this CPU, got torch\.bfloat16, which is emulated .*pipe\.to\(torch\.float32\)",
     ):
         pipe(picture(), **QUICK)
     pipe.to(torch.float32)
@@ -1017,3 +1019,86 @@ def test_loop_state_needs_an_end(tiny_pipe: SASPipeline) -> None:
     state = LoopState.start(count=1, ensemble_size=1, mask_size=16)
     with pytest.raises(RuntimeError, match="ended with a state that goes on"):
         tiny_pipe._result(state, 0, image=picture(), source=None, geometry=None, settings=None, info=None)  # type: ignore[arg-type]
+
+
+def test_offloaded_weights_give_the_same_result_and_keep_their_name(make_tiny_pipe: MakePipe, tmp_path: Path) -> None:
+    make_tiny_pipe().save_pretrained(tmp_path / "weights")
+    pipe = SASPipeline.from_pretrained(tmp_path / "weights")
+    before, info = pipe(picture(), **QUICK), pipe.model_info
+    cpu_offload(pipe.model, execution_device=torch.device("cpu"))
+    assert pipe.device.type == "meta"
+    after = pipe(picture(), **QUICK)
+    assert np.array_equal(before.members, after.members) and after.model == info
+
+
+def test_offloading_hooks_are_freed_after_each_call(tiny_pipe: SASPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = []
+    monkeypatch.setattr(tiny_pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+    tiny_pipe(picture(), **QUICK)
+    assert freed == [True]
+    with pytest.raises(ZeroDivisionError):
+        tiny_pipe(picture(), callback_on_step_end=lambda *_: 1 / 0, **QUICK)
+    assert freed == [True, True], "also after an error"
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda x: x, "must return None or a dict, got Tensor: return"),
+        (lambda x: {"latents": x[:1, :, :4]}, r"must return latents of shape .*, got \(1, 1, 4, 16\): change those"),
+        (lambda x: {"latents": 3}, r"must return latents of shape .*, got int: change those"),
+    ],
+)
+def test_what_a_callback_may_not_return_is_named(tiny_pipe: SASPipeline, returned: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"callback_on_step_end {words}"):
+        tiny_pipe(picture(), callback_on_step_end=lambda pipe, i, t, given: returned(given["latents"]), **QUICK)
+
+
+def test_a_rule_or_type_that_does_not_exist_is_named(tiny_pipe: SASPipeline) -> None:
+    with pytest.raises(ValueError, match='^consensus must be "medoid" or "mean", got \'median\': choose'):
+        tiny_pipe(picture(), consensus="median", **QUICK)  # type: ignore[arg-type]
+    tiny_pipe.to(torch.float64)
+    with pytest.raises(ValueError, match=r"got torch\.float64, which is not what it was trained in: use pipe\.to"):
+        tiny_pipe(picture(), **QUICK)
+
+
+def test_only_the_word_default_means_the_shipped_weights(
+    make_tiny_pipe: MakePipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_tiny_pipe(model_id="mine").save_pretrained("default")
+    for weights in (Path("default"), Path("./default"), "./default"):
+        assert SASPipeline.from_pretrained(weights).config.model_id == "mine"
+    assert find_weights("default") == find_weights(None) == DEFAULT_WEIGHTS
+
+
+@pytest.mark.parametrize("weights", ["x" * 300, "~nobody-of-this-name/weights"])
+def test_weights_that_are_no_path_are_named(weights: str) -> None:
+    with pytest.raises(InputError, match="weights .* is no valid path"):
+        SASPipeline.from_pretrained(weights)
+
+
+def test_a_weights_file_that_is_none_is_named(make_tiny_pipe: MakePipe, tmp_path: Path) -> None:
+    make_tiny_pipe().save_pretrained(tmp_path / "weights")
+    (file,) = (tmp_path / "weights" / "model").glob("*.safetensors")
+    file.write_bytes(b"\xff" * 200)
+    write_manifest(tmp_path / "weights")
+    with pytest.raises(InputError, match="do not load into this architecture"):
+        SASPipeline.from_pretrained(tmp_path / "weights")
+
+
+def test_the_working_folder_is_not_replaced(
+    make_tiny_pipe: MakePipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = make_tiny_pipe()
+    pipe.save_pretrained(tmp_path / "here")
+    (tmp_path / "here" / "below").mkdir()
+    before = sorted((tmp_path / "here").rglob("*"))
+    for place, target in (("here", "."), ("here/below", ".."), ("here/below", "."), ("here", str(tmp_path / "here"))):
+        monkeypatch.chdir(tmp_path / place)
+        with pytest.raises(
+            InputError, match="the program runs in this folder, which would be replaced; choose another"
+        ):
+            pipe.save_pretrained(target)
+        assert Path.cwd() == tmp_path / place
+    assert sorted((tmp_path / "here").rglob("*")) == before

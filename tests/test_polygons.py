@@ -132,6 +132,18 @@ def test_rectangles_circles_and_masks(tmp_path: Path) -> None:
     assert (decoded[3] == placed).all()
 
 
+def test_what_encloses_nothing_is_no_object_that_is_missing(tmp_path: Path) -> None:
+    whole, defects = LabelmeScenes(
+        save_labelme(tmp_path / "a", [shape(FRONT, "cup"), shape(BACK, "eye", shape_type="point")])
+    ).inspect(0)
+    assert [defect.code for defect in defects] == ["shape-kind"]
+    assert whole is not None and whole.complete and whole.known is None and whole.names == ("cup",)
+    broken, _ = LabelmeScenes(
+        save_labelme(tmp_path / "b", [shape(FRONT, "cup"), shape(BACK, "eye", points=[[1, 2], [3, 4]])])
+    ).inspect(0)
+    assert broken is not None and not broken.complete
+
+
 def test_shapes_of_one_label_and_group_are_one_object(tmp_path: Path) -> None:
     part, dot = box(H, W, 1, 20, 4, 28), box(H, W, 15, 2, 16, 3)
     shapes = [
@@ -153,7 +165,7 @@ def test_shapes_of_one_label_and_group_are_one_object(tmp_path: Path) -> None:
         ({"shape_type": "line"}, "shape-kind", "a line encloses nothing; polygon, rectangle, circle and mask do"),
         (
             {"shape_type": "blob"},
-            "shape-kind",
+            "field",
             "'blob' is no kind of outline that is known; polygon, rectangle, circle and mask",
         ),
         ({"shape_type": 3}, "field", "shape_type must be a text, got 3"),
@@ -188,7 +200,7 @@ def test_a_broken_shape_is_dropped_and_told(tmp_path: Path, broken: dict[str, An
     scene, defects = LabelmeScenes(tmp_path).inspect(0)
     assert codes(defects) == [("shapes[1]", code, "drop")]
     assert re.match(words, defects[0].words)
-    assert scene is not None and len(scene) == 1 and not scene.complete
+    assert scene is not None and len(scene) == 1 and scene.complete == (code == "shape-kind")
 
 
 @pytest.mark.parametrize(
@@ -344,6 +356,11 @@ def test_shapes_of_one_cvat_group_are_one_object(tmp_path: Path) -> None:
             "shape-kind",
             "a points encloses nothing; polygon, mask, box and ellipse do",
         ),
+        (
+            '<cuboid label="p" xtl1="1"/>',
+            "field",
+            "a cuboid is no kind of outline that can be read; polygon, mask, box and ellipse are",
+        ),
         ('<polygon label="p"/>', "field", "a polygon must have the attribute points"),
         (
             '<polygon points="1,2;3,x;5,6"/>',
@@ -375,7 +392,7 @@ def test_shapes_of_one_cvat_group_are_one_object(tmp_path: Path) -> None:
 def test_a_broken_cvat_shape_is_dropped_and_told(tmp_path: Path, element: str, code: str, words: str) -> None:
     scene, defects = CvatScenes(save_cvat(tmp_path, polygon(BACK) + element)).inspect(0)
     assert [(defect.code, defect.action, defect.words) for defect in defects] == [(code, "drop", words)]
-    assert scene is not None and len(scene) == 1 and not scene.complete
+    assert scene is not None and len(scene) == 1 and scene.complete == (code == "shape-kind")
 
 
 BOMB = '<?xml version="1.0"?>\n<!DOCTYPE a [<!ENTITY x "boom"><!ENTITY y "&x;&x;&x;">]>\n<annotations>&y;'

@@ -24,7 +24,7 @@ from PIL import Image
 from tiny import ROOT
 
 from sas.data.formats import stream
-from sas.data.formats.coco import PRESETS, CocoScenes, checked_fields, truth
+from sas.data.formats.coco import PRESETS, CocoScenes, checked_fields, find_picture, truth
 from sas.data.formats.cocoa import CocoaScenes
 from sas.data.formats.hints import suggest
 from sas.data.formats.index import LISTED, AnnotationIndex
@@ -378,6 +378,30 @@ def test_pairs_of_unknown_order_are_told_once_with_their_number(
         "WARNING image=1 object=10 order-unknown: nothing says which of 10 and 11 is in front; kept as it is; "
     )
     assert "pairs like this in the picture: 3. Neither counts as in front" in message
+
+
+def test_what_is_seen_of_a_lost_object_is_unknown_and_not_empty(tmp_path: Path) -> None:
+    records = [
+        annotation(1, a_segm=[POLYGONS["front"]], i_segm=[POLYGONS["front"]], a_bbox=[2, 2, 12, 10], oco_id=0),
+        annotation(2, a_segm=[[1, 2, 3, 4]], i_segm=[SEEN_POLYGON], a_bbox=[8, 4, 16, 12], oco_id=0),
+    ]
+    path = write_file(tmp_path, [image_record()], records)
+    scene, defects = CocoScenes(path, fields=PRESETS["kins2020"].fields).inspect(0)
+    assert [defect.code for defect in defects] == ["polygon-points"]
+    assert scene is not None and len(scene) == 1 and not scene.complete and scene.known is not None
+    seen = BEHIND & ~FRONT
+    assert not scene.known[seen].any() and scene.known[~seen].all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_pictures_may_lie_behind_a_link_but_not_outside(tmp_path: Path) -> None:
+    write_picture(tmp_path / "disk" / "a.png")
+    write_picture(tmp_path / "secret.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train").symlink_to(tmp_path / "disk")
+    assert find_picture(tmp_path / "images", "train/a.png") == tmp_path / "images" / "train" / "a.png"
+    for name in ("../secret.png", "train/../../secret.png", str(tmp_path / "secret.png"), "..\\secret.png"):
+        assert find_picture(tmp_path / "images", name) == tmp_path / "images" / "secret.png"
 
 
 def test_a_mask_that_one_annotation_lacks(tmp_path: Path) -> None:

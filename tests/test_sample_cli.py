@@ -205,6 +205,11 @@ def test_same_stems_get_numbers(sample: Call, tmp_path: Path) -> None:
     assert found == ["a.png", "a.jpg", "a.png"]
 
 
+def test_names_of_dots_stay_inside_the_output() -> None:
+    files = [Path("in/..png"), Path("in/...png"), Path("in/.png")]
+    assert result_folders(files, Path("out")) == [Path("out/image"), Path("out/image-2"), Path("out/.png")]
+
+
 def test_folders_never_collide() -> None:
     files = [Path(name) for name in ("a.png", "a.jpg", "a-2.png", "b/a.png", ".hidden", "noending")]
     folders = [folder.name for folder in result_folders(files, Path("out"))]

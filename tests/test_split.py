@@ -832,6 +832,17 @@ def test_calibration_recovers_scale_and_shift() -> None:
     assert scale == pytest.approx(0.5, rel=0.15) and shift == pytest.approx(-3 + odds, abs=0.5)
 
 
+def test_calibration_goes_by_complete_pictures_alone() -> None:
+    """The layers of the others, which have no end, would make the end seem rarer than it is."""
+    config = tiny_config(**SPLIT, data_objects=(1, 1), data_classes=2, data_empty=0.0)
+    batch = build_composer(config.data, seed=0, atlas_seed=0).batch(0, range(40))
+    complete = torch.arange(40) < 10
+    pipe = build_pipeline(config, build_model(config))  # an untrained head: always 0
+    found = calibrate_stop(pipe, replace(batch, complete=complete))
+    assert found is not None and found[1] == pytest.approx(0.0, abs=1e-3), "each of the ten has one layer and one end"
+    assert calibrate_stop(pipe, replace(batch, complete=torch.zeros(40, dtype=torch.bool))) is None
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_training_compiles_both_entrances_and_learns_the_same(

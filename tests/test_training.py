@@ -99,6 +99,66 @@ def test_micro_batches_cover_the_positions(count: int, most: int | None, parts: 
     assert [position for part in split for position in part] == list(positions)
 
 
+def test_told_to_leave_where_a_validation_is_due_saves_first(
+    scenes: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validation is made up for by the next start, and everything is as if nobody had disturbed."""
+    config, out = tiny_config(data_scenes=scenes), tmp_path / "run"
+    trainer = Trainer(config, out, cpu=True, progress=False)
+    validated: list[int] = []
+    step, check = Trainer._train_step, Trainer._validate
+
+    def train_step(self: Trainer, number: int) -> Any:
+        if self is trainer and number == 3:
+            self._stop_signal = signal.SIGTERM
+        return step(self, number)
+
+    def validate(self: Trainer, tracking: Any) -> None:
+        validated.append(self.step)
+        check(self, tracking)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    trainer.run()
+    checkpoint = latest_checkpoint(out / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == 4 and validated == []
+    train(config, out)
+    assert validated == [4, 8]
+    assert read_metrics(out) == read_metrics(finished)
+    train(config, out, max_minutes=60)
+    assert validated == [4, 8], "what is finished is not measured again"
+    assert read_metrics(out) == read_metrics(finished)
+
+
+def test_a_picture_that_cannot_be_written_does_not_stop_the_run(
+    scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples").write_text("a file where the folder should be")
+    train(tiny_config(data_scenes=scenes, training_steps=4), tmp_path / "run")
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 4
+    assert any("cannot write" in one.getMessage() and "samples" in one.getMessage() for one in caplog.records)
+
+
+def test_weights_whose_numbers_mean_something_else_are_told_of(
+    finished: Path, scenes: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for change, told in ({}, False), ({"diffusion_mask_scale": 1.0, "diffusion_beta_schedule": "linear"}, True):
+        caplog.clear()
+        trainer = Trainer(
+            tiny_config(data_scenes=scenes, training_steps=1, **change),
+            tmp_path / f"run-{told}",
+            init_from=finished / "pipeline",
+            cpu=True,
+            progress=False,
+        )
+        trainer._build()
+        words = [one.getMessage() for one in caplog.records if "means something else in this run" in one.getMessage()]
+        assert bool(words) == told
+        if told:
+            assert "has mask_scale 0.5 and not 1.0, beta_schedule 'squaredcos_cap_v2' and not 'linear': " in words[0]
+
+
 # ---------------------------------------------------------------------- one step
 
 

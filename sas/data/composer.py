@@ -149,8 +149,8 @@ class Window(NamedTuple):
 class Composer:
     """Source of composed scenes (see `sas.data.source.SceneSource`).
 
-    backgrounds: uint8 (M, 3, S, S). image_size, mask_size: model resolution. oversample: canvas pixels a model pixel; masks and
-    layers are made on the canvas and reduced by area > 0.5.
+    backgrounds: uint8 (M, 3, S, S). image_size, mask_size: model resolution. oversample: canvas pixels a model pixel; masks are
+    made on the canvas, where layers are decided, and each is reduced by area > 0.5.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from sas.data.entries import Reopened
-from sas.data.formats.codes import LOST_WITH_A_WARNING
+from sas.data.formats.codes import LOST_WITH_A_WARNING, NO_OBJECT
 from sas.data.formats.raw import Action, Defect, RawObject, RawScene, Severity
 from sas.data.formats.segmentation import BadSegmentation, Note, decode
 from sas.io import InputError
@@ -78,7 +78,9 @@ class AnnotatedScenes(Reopened, Sequence[Scene], ABC):
         if any(defect.action == "refuse" for defect in defects):
             return None, defects
         scene, more = assemble(raw, min_overlap=self.min_overlap)
-        if scene is not None and any(defect.action == "drop" and defect.object for defect in defects):
+        if scene is not None and any(
+            defect.action == "drop" and defect.object and defect.code not in NO_OBJECT for defect in defects
+        ):
             scene = replace(scene, complete=False)  # the reader has left an object out
         return scene, defects + more
 
@@ -145,7 +147,7 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
     read = [_masks(raw, one, image.shape[:2], tell) for one in raw.objects]
     kept = [one for one, masks in zip(raw.objects, read, strict=True) if isinstance(masks, tuple)]
     found = [masks for masks in read if isinstance(masks, tuple)]
-    lost = [masks for masks in read if masks == "lost"]
+    lost = [one for one, masks in zip(raw.objects, read, strict=True) if masks == "lost"]
     amodal = np.zeros((len(kept), *image.shape[:2]), dtype=bool)
     for row, (full, _) in enumerate(found):
         amodal[row] = full
@@ -165,7 +167,7 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
         source=str(raw.image),
         dropped=read.count("unseen"),
         complete=not lost,
-        known=_known(raw, image.shape[:2], found) if lost else None,
+        known=_known(lost, image.shape[:2], found) if lost else None,
     )
     if scene.order_matrix is None:
         return scene, defects
@@ -178,13 +180,15 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
     return scene.drop_invisible(), defects
 
 
-def _known(raw: RawScene, size: tuple[int, ...], found: Sequence[_Masks]) -> np.ndarray:
-    """Where the truth is known although objects were left out: bool (H, W), False where crowds are, but for what is seen there."""
+def _known(lost: Sequence[RawObject], size: tuple[int, ...], found: Sequence[_Masks]) -> np.ndarray:
+    """Where the truth is known although objects were left out: bool (H, W), False where those are, as far as their masks say, but for what is
+    seen there of others."""
     known = np.ones(size, dtype=bool)
-    for one in raw.objects:
-        if one.crowd:
-            with suppress(BadSegmentation):
-                known &= ~decode(one.amodal, *size)[0]
+    for one in lost:
+        for mask in (one.amodal, one.visible, one.invisible):
+            if mask is not None:
+                with suppress(BadSegmentation):
+                    known &= ~decode(mask, *size)[0]
     for _, visible in found:
         if visible is not None:
             known |= visible

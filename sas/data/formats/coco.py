@@ -6,7 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
 
@@ -279,8 +279,9 @@ def find_picture(folder: Path, name: str) -> Path:
     name = name.replace("\\", "/").replace("\0", "\N{REPLACEMENT CHARACTER}")  # no file name can hold a zero
     last = folder / PurePosixPath(name).name
     whole = folder / name
-    if not whole.resolve().is_relative_to(folder.resolve()):
-        return last  # a name may not lead out of the folder
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or PureWindowsPath(name).drive:
+        return last  # a name may not lead out of the folder; a link in the folder may
     return last if last.is_file() and not whole.is_file() else whole
 
 

@@ -19,6 +19,9 @@ class Meaning:
 LOST_WITH_A_WARNING = frozenset({"outside", "shape-kind"})
 """Codes of a segmentation that is lost for a reason which is no error of the annotations."""
 
+NO_OBJECT = frozenset({"shape-kind"})
+"""Codes of what is left out because it is no object: the picture is complete without it."""
+
 CODES: dict[str, Meaning] = {
     # The picture.
     "image-missing": Meaning(

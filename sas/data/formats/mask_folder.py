@@ -50,7 +50,8 @@ class MaskFolders(AnnotatedScenes):
             )
         names = {mask.stem for images, masks in found.values() if images for mask in masks}
         self.folders = [one for one, (images, masks) in found.items() if images or _masks_among(masks, names)]
-        self.ignored = [one for one in found if one not in self.folders]
+        kept = set(self.folders)
+        self.ignored = [one for one in found if one not in kept]
         self.min_overlap = min_overlap
 
     def __len__(self) -> int:

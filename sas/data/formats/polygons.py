@@ -167,9 +167,10 @@ def _labelme_outline(shape: Any, size: Size | None) -> list[list[float]] | np.nd
     if kind == "polygon" or (kind == "rectangle" and len(points) == 4):
         return [[value for point in points for value in point]]
     if kind not in ("rectangle", "circle", "mask"):
-        known = kind in ("line", "linestrip", "point", "points")
-        words = f"a {kind} encloses nothing" if known else f"{kind[:40]!r} is no kind of outline that is known"
-        raise BadSegmentation("shape-kind", f"{words}; polygon, rectangle, circle and mask {'do' if known else 'are'}")
+        if kind in ("line", "linestrip", "point", "points"):
+            raise BadSegmentation("shape-kind", f"a {kind} encloses nothing; polygon, rectangle, circle and mask do")
+        words = f"{kind[:40]!r} is no kind of outline that is known; polygon, rectangle, circle and mask are"
+        raise BadSegmentation("field", words)
     if len(points) != 2 or not np.isfinite(points).all():
         raise BadSegmentation("field", f"a {kind} must have two finite points, got {str(points)[:60]}")
     (left, top), (right, bottom) = points
@@ -343,8 +344,11 @@ def _cvat_outline(element: ElementTree.Element, size: Size | None) -> list[list[
             runs = [int(run) for run in element.attrib["rle"].split(",")]
             left, top, width, height = (int(element.attrib[side]) for side in ("left", "top", "width", "height"))
             box = (left, top, width, height)
-        else:
+        elif tag in ("points", "polyline"):
             raise BadSegmentation("shape-kind", f"a {tag} encloses nothing; polygon, mask, box and ellipse do")
+        else:
+            words = f"a {tag} is no kind of outline that can be read; polygon, mask, box and ellipse are"
+            raise BadSegmentation("field", words)
     except KeyError as error:
         raise BadSegmentation("field", f"a {tag} must have the attribute {error.args[0]}") from error
     except ValueError as error:
