@@ -181,9 +181,8 @@ def _upright(picture: Image.Image, name: str) -> Image.Image:
     """The picture fully decoded, with its EXIF orientation applied."""
     by_name = getattr(picture, "filename", None) if picture.format == "TIFF" else None
     try:
-        if (
-            by_name
-        ):  # Pillow 13 maps such a file into memory with the sides of the picture set upright: pixels out of place
+        if by_name:
+            # Pillow 13 maps such a file into memory with the sides of the picture set upright: pixels out of place
             picture.filename = ""  # type: ignore[attr-defined]
         picture.load()
     except MemoryError:
@@ -370,17 +369,18 @@ def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, threshol
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """bool (H, W) as an 8-bit one-channel PNG of 0 and 255."""
-    _write_png(path, checked_mask(mask).astype(np.uint8) * np.uint8(255))
+    write_png(path, checked_mask(mask).astype(np.uint8) * np.uint8(255))
 
 
 def write_unit_map(path: str | Path, values: np.ndarray) -> None:
     """float (H, W) in [0, 1] as an 8-bit one-channel PNG, round(255 v)."""
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2 or values.size == 0:
         raise InputError(f"values must be a float array (H, W), got {kind(values)}; pass one map at a time")
-    _write_png(path, _to_bytes(_bounded(values, "values")))
+    write_png(path, _to_bytes(_bounded(values, "values")))
 
 
-def _write_png(path: str | Path, values: np.ndarray) -> None:
+def write_png(path: str | Path, values: np.ndarray) -> None:
+    """uint8 (H, W) or (H, W, 3) as a PNG, whole or not at all; InputError as of `sas.io.atomic_write_bytes`."""
     encoded = io.BytesIO()
     Image.fromarray(values).save(encoded, format="PNG")
     write_file(path, encoded.getvalue(), sync=False)

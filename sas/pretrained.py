@@ -20,7 +20,7 @@ DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default"
 
 def find_weights(weights: str | Path | None) -> Path | None:
     """Pipeline folder that `weights` means, or None for a hub id. InputError for everything else."""
-    if weights is None or (isinstance(weights, str) and weights == "default"):  # a Path is a folder, also of that name
+    if weights is None or weights == "default":  # a Path is a folder, also of that name
         if not (DEFAULT_WEIGHTS / "model_index.json").exists():
             raise InputError(
                 f"the shipped weights are missing at {DEFAULT_WEIGHTS}; install sas-amodal again or pass weights="
@@ -123,6 +123,6 @@ _SCHEDULE = (
 
 
 def meanings(first: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Of two pipelines: name and both values of each setting that gives a network's numbers their meaning: codes of masks and pictures, and the schedule."""
+    """Name of each setting that gives a network's numbers their meaning (codes of masks and pictures, schedule), and its values in two pipelines."""
     yield from ((name, first.config[name], other.config[name]) for name in _CODES)
     yield from ((name, first.scheduler.config.get(name), other.scheduler.config.get(name)) for name in _SCHEDULE)

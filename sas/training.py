@@ -8,7 +8,6 @@ changes how the sums are split.
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
@@ -34,9 +33,10 @@ from sas.data.source import read_ahead
 from sas.distributed import LaunchError, agree, make_accelerator, share, sum_over_processes
 from sas.factory import build_model, build_objective, build_pipeline, build_source, validation_batch
 from sas.growing import copy_weights
-from sas.io import InputError, atomic_write_bytes, write_file
+from sas.io import InputError, atomic_write_bytes
 from sas.optimizer import make_optimizer
 from sas.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
+from sas.pictures import write_png
 from sas.pipeline import SASPipeline
 from sas.run_lock import lock_run
 from sas.scene import SceneBatch
@@ -565,9 +565,7 @@ def _compiled(model: Any) -> Any:
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:
     """A picture to look at: that it cannot be written (a full disk, say) must not stop a run."""
-    encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, format="PNG")
     try:
-        write_file(path, encoded.getvalue(), sync=False)
+        write_png(path, picture)
     except InputError as error:
         logger.warning("%s", error)
