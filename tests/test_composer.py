@@ -88,6 +88,26 @@ def test_objects_are_as_large_as_asked_for(make: Make) -> None:
     assert 0.4 <= np.median(large) <= 0.6 * 1.25
 
 
+def heights(scene: Scene) -> list[float]:
+    """Where each object's centre lies, from -1 (top) to 1 (bottom)."""
+    return [2 * float(np.argwhere(mask)[:, 0].mean() + 0.5) / len(mask) - 1 for mask in scene.amodal_masks]
+
+
+def test_few_objects_lie_in_the_middle_on_average_however_many_there_might_be(make: Make) -> None:
+    style = replace(PLAIN, objects=(1, 6), scale=(0.15, 0.2), spread=(0.7, 0.7), min_visible=0.0)
+    scenes = [scene for scene in make(style).scenes(0, range(240)) if 1 <= len(scene) <= 2]
+    assert len(scenes) > 60
+    assert abs(np.mean([np.mean(heights(scene)) for scene in scenes])) < 0.1, "sorted over all six slots they lie low"
+
+
+def test_nearer_objects_stand_lower_in_most_scenes(make: Make) -> None:
+    style = replace(PLAIN, objects=(2, 6), scale=(0.15, 0.2), min_visible=0.0)
+    scenes = make(style).scenes(0, range(120))
+    pairs = [(near, far) for scene in scenes for near, far in zip(heights(scene), heights(scene)[1:], strict=False)]
+    # On tables (0.6 of scenes) all do, but where the picture's edge cuts them; in heaps (0.4) half of them.
+    assert 0.7 < np.mean([near > far for near, far in pairs]) < 0.9
+
+
 def test_empty_scenes_hold_nothing(make: Make) -> None:
     batch = make(replace(PLAIN, empty=1.0)).batch(0, range(4))
     assert batch.counts.tolist() == [0] * 4 and not batch.amodal_masks.any() and (batch.layer_index == -1).all()

@@ -339,7 +339,9 @@ class Composer:
         x = centre_x + (objects["x"] - 0.5) * 2 * spread
         y = centre_y + (objects["y"] - 0.5) * 2 * spread
         # On a table what is nearer stands lower in the picture; in a heap it may lie anywhere.
-        y = torch.where((scene["table"] < 0.6)[:, None], y.sort(dim=1, descending=True).values, y)
+        # Used slots come first; heights of unused ones must not push them down.
+        lowest_first = y.masked_fill(~present, -torch.inf).sort(dim=1, descending=True).values
+        y = torch.where((scene["table"] < 0.6)[:, None] & present, lowest_first, y)
         common = _between(scene["size"], *style.scale)[:, None]
         size = torch.where(
             (scene["one_size"] < 0.5)[:, None],
