@@ -180,6 +180,7 @@ def _damaged(name: str, error: Exception) -> InputError:
 def _upright(picture: Image.Image, name: str) -> Image.Image:
     """The picture fully decoded, with its EXIF orientation applied."""
     by_name = getattr(picture, "filename", None) if picture.format == "TIFF" else None
+    _note_units(picture)
     try:
         if by_name:
             # Pillow 13 maps such a file into memory with the sides of the picture set upright: pixels out of place
@@ -202,6 +203,25 @@ def _upright(picture: Image.Image, name: str) -> Image.Image:
     # Not ImageOps.exif_transpose: it writes all EXIF data anew and fails on pictures whose other tags are odd.
     turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return picture if turn is None else picture.transpose(turn)
+
+
+def _note_units(picture: Image.Image) -> None:
+    """Notes in `info`, before decoding, what Pillow leaves in the file's own units: transparent values and which end of 16 bits is white."""
+    transparent = picture.info.get("transparency")
+    tiles = getattr(picture, "tile", None)  # empty once the pixels are there
+    if picture.format == "PNG" and transparent is not None and tiles:
+        # Pillow spreads 2 and 4 bits of grey over a byte and keeps the high byte of 16 bits of a colour. Colours that
+        # differ in their low bytes alone cannot be told apart then.
+        match tiles[0][3]:
+            case "L;2":
+                picture.info["transparency"] = transparent * 85
+            case "L;4":
+                picture.info["transparency"] = transparent * 17
+            case "RGB;16B":
+                picture.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if picture.format == "TIFF" and picture.mode.startswith("I;16"):
+        photometric = picture.tag_v2.get(262)  # type: ignore[attr-defined]
+        picture.info["white_is_zero"] = photometric == 0
 
 
 def _rgb(picture: Image.Image, name: str) -> np.ndarray:
@@ -235,6 +255,8 @@ def _sixteen_bit(picture: Image.Image, name: str) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise InputError(f"{name} must hold 16-bit values 0..65535, got {low}..{high}; rescale it first")
+    if picture.info.get("white_is_zero"):
+        values = 65535 - values
     grey = _from_sixteen(values)
     transparent = picture.info.get("transparency")
     if isinstance(transparent, int):

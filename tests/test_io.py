@@ -276,6 +276,50 @@ def test_transparent_colours_become_white(tmp_path):
     assert read_image(tmp_path / "i.png")[0, :, 0].tolist() == [255, 10]
 
 
+def png(width: int, depth: int, colour: int, row: bytes, transparent: bytes) -> bytes:
+    """A PNG of one row, as Pillow does not write them."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([depth, colour, 0, 0, 0])
+    pixels = zlib.compress(b"\0" + row)
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "transparent", "expected"),
+    [
+        (1, 0b0101_0000, 0, [255, 255, 255, 255]),
+        (2, 0b0001_1011, 1, [0, 255, 170, 255]),
+        (4, 0x055F, 5, [0, 255, 255, 255]),
+        (8, 0x00_05_55_09, 5, [0, 255, 85, 9]),
+    ],
+)
+def test_transparent_grey_of_few_bits_becomes_white(tmp_path, depth, row, transparent, expected):
+    packed = row.to_bytes((4 * depth + 7) // 8, "big")
+    (tmp_path / "g.png").write_bytes(png(4, depth, 0, packed, transparent.to_bytes(2, "big")))
+    assert read_image(tmp_path / "g.png")[0, :, 0].tolist() == expected
+
+
+def test_a_transparent_colour_of_sixteen_bits_becomes_white(tmp_path):
+    red, other = [257 * value for value in (200, 10, 10)], [257 * value for value in (10, 20, 30)]
+    row, transparent = (b"".join(value.to_bytes(2, "big") for value in values) for values in (red + other, red))
+    (tmp_path / "c.png").write_bytes(png(2, 16, 2, row, transparent))
+    assert read_image(tmp_path / "c.png")[0].tolist() == [[255] * 3, [10, 20, 30]]
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_sixteen_bit_tiffs_whose_white_is_zero(tmp_path, compression):
+    values = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
+    for photometric, expected in ((0, [255, 155, 0]), (1, [0, 100, 255])):
+        values.save(tmp_path / "g.tif", compression=compression, tiffinfo={262: photometric})
+        with Image.open(tmp_path / "g.tif") as saved:
+            assert saved.tag_v2[262] == photometric
+        assert read_image(tmp_path / "g.tif")[0, :, 0].tolist() == expected
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 def test_cmyk(tmp_path, suffix):
     cmyk = np.zeros((16, 32, 4), np.uint8)
