@@ -304,7 +304,7 @@ def test_transparent_grey_of_few_bits_becomes_white(tmp_path, depth, row, transp
 
 
 def test_a_transparent_colour_of_sixteen_bits_becomes_white(tmp_path):
-    red, other = [257 * value for value in (200, 10, 10)], [257 * value for value in (10, 20, 30)]
+    red, other = [256 * value + 99 for value in (200, 10, 10)], [256 * value + 99 for value in (10, 20, 30)]
     row, transparent = (b"".join(value.to_bytes(2, "big") for value in values) for values in (red + other, red))
     (tmp_path / "c.png").write_bytes(png(2, 16, 2, row, transparent))
     assert read_image(tmp_path / "c.png")[0].tolist() == [[255] * 3, [10, 20, 30]]
