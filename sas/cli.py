@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import shlex
 import sys
@@ -51,6 +52,9 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     share_cores()
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the work
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return _CALLS[command](parse(command, arguments, program))
@@ -207,7 +211,7 @@ def _train(options: Train) -> int:
     out = Path(options.out or f"runs/{name}")
     logging.getLogger("sas").setLevel(logging.INFO)
     if options.dry_run:
-        return _dry_run(settings, out, cpu=options.cpu)
+        return _dry_run(settings, out, cpu=options.cpu, init_from=options.init_from)
     with quick_imports():
         from sas.training import Trainer
 
@@ -225,18 +229,24 @@ def _train(options: Train) -> int:
     return 0
 
 
-def _dry_run(settings: Config, out: Path, *, cpu: bool) -> int:
-    """What a run would do, after looking at its data and at what it would run on."""
+def _dry_run(settings: Config, out: Path, *, cpu: bool, init_from: str | None) -> int:
+    """What a run would do, after looking at its data, at the weights it starts from and at what it would run on."""
     from sas.distributed import check_precision
-    from sas.factory import build_model, check_data
+    from sas.factory import build_model, build_pipeline, check_data
+    from sas.growing import copy_weights
 
     check_precision(settings.training.precision, cpu=cpu)
     words = check_data(settings.data)
-    parameters = sum(parameter.numel() for parameter in build_model(settings).parameters())
+    model = build_model(settings)
+    if init_from is not None:
+        copy_weights(build_pipeline(settings, model), init_from, pretrained=False)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     training = settings.training
     print(f"data: {words}")
     print(f"network: {settings.model.name}, {parameters / 1e6:.2f} M parameters, {settings.data.image_size} px")
     print(f"training: {training.steps} steps of {training.batch_size} pictures, seed {training.seed}")
+    if init_from is not None:
+        print(f"starts from: {init_from}")
     print(f"output: {out}")
     return 0
 
@@ -263,8 +273,8 @@ def _evaluate(options: Evaluate) -> int:
         num_inference_steps=options.steps,
     )
     report = replace(report, scores={**report.scores, **behind_truth})
-    print(report.to_markdown())
     report.save(out)
+    print(report.to_markdown())
     return 0
 
 

@@ -205,12 +205,19 @@ class ModelSettings(Settings):
             )
         wrong = [
             width
-            for width in (*self.channels, *self.fusion, *self.image_unet, *([self.detail] if self.detail else []))
+            for width in (
+                *self.channels,
+                *self.fusion,
+                *self.image_unet,
+                *([self.detail] if self.detail else []),
+                *(self.encoder_widths if self.name == "split" and self.encoder == "conv" else ()),
+            )
             if width < 1 or width % self.norm_groups
         ]
         if wrong:
             raise ValueError(
-                f"norm_groups must divide every width of channels, fusion, image_unet and detail, got {self.norm_groups} and {wrong[0]}: change one of them"
+                "norm_groups must divide every width of channels, fusion, image_unet, detail and encoder_widths, got "
+                f"{self.norm_groups} and {wrong[0]}: change one of them"
             )
         return self
 
@@ -472,6 +479,8 @@ def _fault(place: tuple[str, ...], errors: list[Any]) -> str:
         return f"{name}: {first['msg']}, got {first['input']!r}: change the value"
     rules = [tuple(part.format(**one.get("ctx", {})) for part in _PLAIN[one["type"]]) for one in errors]
     rule, cure = " or ".join(dict.fromkeys(rule for rule, _ in rules)), rules[-1][1]
+    if first["type"] == "literal_error" and isinstance(first["input"], bool):
+        cure = 'YAML takes a bare no, off, yes or on for a truth value: put it into quotes, for example "no"'
     return f"{name} must be {rule}, got {first['input']!r}: {cure}"
 
 

@@ -217,6 +217,8 @@ def _check_parts(data: DataSettings, *parts: Part) -> None:
 
 def _families(data: DataSettings, part: Part) -> tuple[str, ...]:
     """Families of rendered solids of a part; ConfigError if one that is for testing only is named for another part."""
+    if strange := [family for family in data.families if family not in FAMILIES]:
+        raise ConfigError(f"data.families must be of {', '.join(FAMILIES)}, got {strange[0]!r}: choose among them")
     held_out = TEST_FAMILIES if data.split == "by_name" and part != "test" else ()
     if wrong := [family for family in data.families if family in held_out]:
         raise ConfigError(

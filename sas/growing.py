@@ -47,8 +47,8 @@ def copy_weights(own: SASPipeline, weights: str | Path, *, pretrained: bool) -> 
         wrong.insert(0, f"norm_groups {groups[0]} and not {groups[1]}")
     if wrong:
         raise InputError(
-            f"init_from {weights} holds another architecture (first difference: {wrong[0]}); use the configuration it was trained with "
-            "(configs/release.yaml for the shipped weights), which may gain fusion, image_unet, "
+            f"init_from {weights} holds another architecture ({_settings(pipe.model, model)}first difference: {wrong[0]}); use the "
+            "configuration it was trained with (configs/release.yaml for the shipped weights), which may gain fusion, image_unet, "
             "detail, blocks and attention but not lose them"
         )
     if pretrained and any(n.startswith("image_encoder.") for n in new):
@@ -73,6 +73,22 @@ def copy_weights(own: SASPipeline, weights: str | Path, *, pretrained: bool) -> 
         )
         return 1.0, 0.0
     return pipe.config.stop_scale, pipe.config.stop_shift
+
+
+def _settings(saved: Any, model: Any) -> str:
+    """What the networks' settings differ in, "detail 16 and not 0; ", or nothing where that is not known."""
+    differ = [
+        f"{name} {_plain(saved.config[name])} and not {_plain(model.config[name])}; "
+        for name in saved.config
+        if not name.startswith("_")
+        and name in model.config
+        and _plain(saved.config[name]) != _plain(model.config[name])
+    ]
+    return "".join(differ)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _beginning(saved: Any, model: Any) -> tuple[str, ...]:

@@ -161,6 +161,50 @@ def test_what_only_the_file_allows_may_be_set_before_it_is_named(call: Call, tmp
     assert status == 2 and "images has no effect without scenes" in err
 
 
+def test_dry_run_looks_at_the_weights_it_would_start_from(call: Call) -> None:
+    status, out, err = call("train", "--dry-run", *QUICK, *SMALL, "--init-from", "default")
+    assert (status, out) == (1, "")
+    assert "init_from default holds another architecture (" in err
+    assert "channels [32, 64, 128, 160] and not [8, 16, 16]; " in err and "detail 16 and not 0; " in err
+    status, _, err = call("train", "--dry-run", *QUICK, *SMALL, "--init-from", "nowhere")
+    assert (status, "nowhere" in err) == (1, True)
+
+
+def test_dry_run_refuses_families_that_there_are_not(call: Call) -> None:
+    status, _, err = call("train", "--dry-run", *QUICK, *SMALL, "--data.families", "dog")
+    assert (status, "data.families must be of vase, " in err and "got 'dog'" in err) == (2, True), err
+
+
+def test_a_truth_value_for_a_word_is_told_with_its_cure(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("training: {precision: no}\n")
+    status, _, err = call("train", "mine.yaml", "--dry-run")
+    assert (status, 'put it into quotes, for example "no"' in err) == (2, True), err
+
+
+def test_names_that_the_terminal_cannot_show_do_not_end_the_work(tmp_path: Path) -> None:
+    for name in ("я", "apple"):
+        Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / f"{name}.png")
+    command = [
+        sys.executable,
+        "-m",
+        "sas",
+        "sample",
+        ".",
+        "--out",
+        "results",
+        "--steps",
+        "1",
+        "--members",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {folder.name for folder in (tmp_path / "results").iterdir()} == {"я", "apple"}
+
+
 def test_dry_run_looks_at_the_data(call: Call, tmp_path: Path) -> None:
     status, _, err = call("train", "--dry-run", "--data.scenes", "nowhere")
     assert status == 1
@@ -408,7 +452,7 @@ def test_compose_replaces_nothing(call: Call, tmp_path: Path) -> None:
 def test_compose_from_cutouts_that_are_not_there(call: Call, tmp_path: Path) -> None:
     status, _, err = call("compose", "--out", "scenes", "--cutouts", "nowhere")
     assert status == 1
-    assert "nowhere" in err and "Traceback" not in err
+    assert "cutouts nowhere must be a folder, found nothing; check the path" in err and "Traceback" not in err
     assert not (tmp_path / "scenes").exists()
 
 

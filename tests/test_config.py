@@ -154,7 +154,7 @@ def test_all_faults_at_once() -> None:
         ({"data.image_size": 24, "data.mask_size": 24}, "divisible by patch x 2^(levels - 1) = 16, got 24: change"),
         (
             {"model.channels": (10, 16)},
-            "norm_groups must divide every width of channels, fusion, image_unet and detail, got 16 and 10: change",
+            "norm_groups must divide every width of channels, fusion, image_unet, detail and encoder_widths, got 16 and 10: change",
         ),
         ({"model.channels": ()}, "channels must be one or more positive widths, got (): for example"),
         ({"model.channels": (-16,)}, "channels must be one or more positive widths, got (-16,)"),

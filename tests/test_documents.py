@@ -15,7 +15,11 @@ import torch
 from PIL import Image
 
 from sas.__main__ import main
+from sas.config import load_config
+from sas.factory import build_model, build_pipeline
+from sas.growing import copy_weights
 from sas.models import SplitDenoiser
+from sas.pipeline import SASPipeline
 from sas.pretrained import DEFAULT_WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +98,24 @@ def test_shell_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str])
     assert ran >= 9
     assert (workplace / "results" / "photo" / "overview.png").exists()
     assert (workplace / "results" / "test" / "metrics.json").exists()
+
+
+FROM_DEFAULT = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "--init-from default" in path.read_text())
+
+
+@pytest.mark.parametrize("path", FROM_DEFAULT, ids=lambda path: path.stem)
+def test_configurations_that_say_so_start_from_the_shipped_weights(path: Path) -> None:
+    assert len(FROM_DEFAULT) >= 8
+    config = load_config(path)
+    model = build_model(config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    own = build_pipeline(config, model)
+    copy_weights(own, "default", pretrained=False)
+    kept = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
+    saved = SASPipeline.from_pretrained().model.state_dict()
+    assert all(torch.equal(model.state_dict()[name], saved[name]) for name in kept), (
+        "nothing stays as it was initialised"
+    )
 
 
 def test_python_blocks_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def test_training_starts_from_weights_without_fusion_but_not_the_other_way(tmp_p
     start = Trainer(first, tmp_path / "start", cpu=True, progress=False).run()
     trainer = Trainer(second, tmp_path / "next", init_from=tmp_path / "start" / "pipeline", cpu=True, progress=False)
     if not grown:
-        with pytest.raises(InputError, match=r"holds another architecture \(first difference: fuse\."):
+        with pytest.raises(InputError, match=r"\(fusion \[8, 8, 16\] and not \[\]; first difference: fuse\."):
             trainer.run()
         return
     trainer._build()
@@ -505,7 +506,9 @@ def test_training_with_larger_pictures_starts_from_weights_of_smaller_ones(tmp_p
         leads = name.startswith(("image_encoder.", "necks."))
         assert torch.equal(tensor, fresh[name] if leads else start[name]), name
     wider = tiny_config(**{**deep, "model_channels": (16, 16, 16)}, training_steps=1)
-    with pytest.raises(InputError, match=r"holds another architecture \(first difference: "):
+    with pytest.raises(
+        InputError, match=r"another architecture \(.*channels \[.*\] and not \[16, 16, 16\]; .*first difference: "
+    ):
         Trainer(wider, tmp_path / "wider", init_from=weights, cpu=True, progress=False).run()
 
 
@@ -830,6 +833,30 @@ def test_calibration_recovers_scale_and_shift() -> None:
     scale, shift = calibrate_stop(pipe, batch)
     odds = float(torch.log(empty.sum() / (~empty).sum()))
     assert scale == pytest.approx(0.5, rel=0.15) and shift == pytest.approx(-3 + odds, abs=0.5)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_stop_is_calibrated_where_it_is_read_and_a_single_step_sees_noise_alone(spacing: str) -> None:
+    config = tiny_config(**SPLIT, data_objects=(0, 2), data_classes=2, diffusion_timestep_spacing=spacing)
+    batch = build_composer(config.data, seed=0, atlas_seed=0).batch(0, range(4))
+    model = build_model(config)
+    pipe = build_pipeline(config, model)
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[int] = []
+    forward = model.forward
+    model.forward = lambda noisy, time, *rest: seen.append(int(time[0])) or forward(noisy, time, *rest)  # type: ignore[assignment, func-returns-value]
+
+    def first(call: Callable[[], object]) -> int:
+        seen.clear()
+        call()
+        return seen[0]
+
+    picture = np.zeros((32, 32, 3), np.uint8)
+    steps = pipe.config.num_inference_steps
+    assert steps > 1
+    read = first(lambda: pipe(picture, ensemble_size=1, max_layers=1))
+    assert first(lambda: calibrate_stop(pipe, batch)) == read
+    assert first(lambda: pipe(picture, mode="marginal", ensemble_size=1, max_layers=1)) == 999
 
 
 def test_calibration_goes_by_complete_pictures_alone() -> None:

@@ -130,6 +130,27 @@ def test_told_to_leave_where_a_validation_is_due_saves_first(
     assert read_metrics(out) == read_metrics(finished)
 
 
+def test_a_run_that_dies_while_it_validates_has_saved_its_step(
+    scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(data_scenes=scenes, training_steps=8, logging_validate_every=4)
+    whole = train(config, tmp_path / "whole")
+
+    def killed(self: Trainer, tracking: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == 4
+    again = train(config, tmp_path / "run")
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+    logged = [[(line["step"], line.get("loss")) for line in read_metrics(tmp_path / name)] for name in ("whole", "run")]
+    assert logged[0] == logged[1], "and nothing is logged twice"
+
+
 def test_a_picture_that_cannot_be_written_does_not_stop_the_run(
     scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -463,7 +484,9 @@ def test_init_from_another_architecture_is_refused(
     finished: Path, scenes: str, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     config = tiny_config(data_scenes=scenes, **changes)
-    with pytest.raises(InputError, match=r"init_from .* holds another architecture \(first difference: .*\); use the"):
+    with pytest.raises(
+        InputError, match=r"init_from .* holds another architecture \(.* and not .*; first difference: .*\); use the"
+    ):
         train(config, tmp_path / "run", init_from=finished)
 
 
