@@ -120,7 +120,7 @@ class Report:
         """Write metrics.json and metrics.md into a folder; what else is in it stays."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         atomic_write_bytes(Path(out) / "metrics.json", (text + "\n").encode())
-        atomic_write_bytes(Path(out) / "metrics.md", self.to_markdown().encode())
+        atomic_write_bytes(Path(out) / "metrics.md", self.to_markdown().encode("utf-8", "replace"))
 
 
 class ComposedScenes(Sequence[Scene]):

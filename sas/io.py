@@ -128,7 +128,7 @@ def write_json(path: str | Path, value: Any) -> None:
     """UTF-8 JSON with a final newline; InputError for NaN, infinity and values that JSON does not know."""
     try:
         text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
-        data = f"{text}\n".encode()
+        data = f"{text}\n".encode("utf-8", "replace")  # names of files may hold bytes that are no text
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"cannot write {path}: the value is no JSON ({reason(error)}); use finite numbers, text, lists and dicts"
@@ -296,9 +296,14 @@ def _beside(path: Path, kind: str) -> Path:
     return path.parent / f".{path.name[:50]}.{kind}-{secrets.token_hex(6)}"  # a name has 255 bytes at most
 
 
+_WINDOWS = os.name == "nt"
+
+
 def _sync(path: Path) -> None:
     """Force a file or folder to disk."""
     if not path.exists():  # a link to nowhere
+        return
+    if _WINDOWS and path.is_dir():  # it opens no folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:

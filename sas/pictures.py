@@ -47,9 +47,10 @@ UPRIGHT = {
 def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> list[Path]:
     """Picture files named by the inputs, in order.
 
-    A folder stands for the files directly in it (at all levels if `recursive`) with an ending of IMAGE_SUFFIXES in any
-    case, sorted by their path inside it; all else in it is passed over. A file named directly is always kept, whatever
-    its ending and whether or not it exists: reading it says what is wrong. InputError for a folder without pictures.
+    A folder stands for the files directly in it (at all levels if `recursive`, linked folders included) with an ending of
+    IMAGE_SUFFIXES in any case, sorted by their path inside it; all else in it is passed over, and so is what is hidden (its name begins
+    with a dot) or in a folder `__MACOSX`. A file named directly is always kept, whatever its ending and whether or not it exists:
+    reading it says what is wrong. InputError for a folder without pictures.
     """
     if isinstance(inputs, str | Path):
         raise InputError(f"inputs must be a list of paths, got the single path {inputs}; pass [{str(inputs)!r}]")
@@ -60,8 +61,12 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> lis
             found.append(path)
             continue
         try:
-            entries = sorted(path.rglob("*") if recursive else path.iterdir(), key=lambda entry: entry.parts)
-            pictures = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
+            entries = sorted(_below(path) if recursive else path.iterdir(), key=lambda entry: entry.parts)
+            pictures = [
+                entry
+                for entry in entries
+                if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+            ]
         except OSError as error:
             raise InputError(f"folder {path} cannot be listed ({reason(error)}); change its permissions") from error
         if not pictures:
@@ -71,6 +76,25 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> lis
             )
         found += pictures
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and in the folders below it that are not hidden; linked ones are followed, each once."""
+    seen: set[str] = set()
+
+    def told(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=told, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".")
+            and name != "__MACOSX"
+            and os.path.realpath(os.path.join(parent, name)) not in seen
+        ]
+        yield from (Path(parent, name) for name in files)
 
 
 def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, name: str = "image") -> np.ndarray:
@@ -87,7 +111,7 @@ def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, 
     """
     if isinstance(source, str | Path):
         path = Path(source)
-        return _rgb(_open_picture(path, f"{name} {path}"), f"{name} {path}")
+        return _rgb(open_picture(path, f"{name} {path}"), f"{name} {path}")
     if isinstance(source, Image.Image):
         _check_pixels(source.size[::-1], name)
         return _rgb(_upright(source, name), name)
@@ -112,7 +136,7 @@ def _check_pixels(size: Sequence[int], name: str) -> None:
         )
 
 
-def _open_picture(path: Path, name: str) -> Image.Image:
+def open_picture(path: Path, name: str) -> Image.Image:
     """Picture of a file, fully decoded and upright, in the mode of the file."""
     try:
         status = path.stat()
@@ -205,6 +229,16 @@ def _upright(picture: Image.Image, name: str) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
+def orientation(path: Path) -> int:
+    """EXIF orientation of a picture that can be read, 1 to 8; 1 (upright) where it has none or its EXIF data is damaged."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as when it is read
+        return 1
+    return found if isinstance(found, int) and found in UPRIGHT else 1
+
+
 def _note_units(picture: Image.Image) -> None:
     """Notes in `info`, before decoding, what Pillow leaves in the file's own units: transparent values and which end of 16 bits is white."""
     transparent = picture.info.get("transparency")
@@ -233,12 +267,13 @@ def _rgb(picture: Image.Image, name: str) -> np.ndarray:
         scale = 255 if values.size and values.max() > 1 else 1
         return _grey(_to_bytes(_bounded(values, name, top=scale, rule="[0, 1] or [0, 255]") / np.float32(scale)))
     if picture.has_transparency_data:
-        rgba = _converted(picture, "RGBA", name)
+        rgba = converted(picture, "RGBA", name)
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(_converted(picture, "RGB", name))
+    return np.array(converted(picture, "RGB", name))
 
 
-def _converted(picture: Image.Image, mode: str, name: str) -> Image.Image:
+def converted(picture: Image.Image, mode: str, name: str) -> Image.Image:
+    """The picture in another mode; InputError if Pillow knows no way."""
     try:
         if picture.mode == "La":  # Pillow leads from premultiplied grey to nothing but grey with alpha
             picture = picture.convert("LA")
@@ -372,14 +407,14 @@ def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, threshol
     if not 0 <= threshold <= 254:
         raise InputError(f"threshold must lie in 0..254, got {threshold}; 127 suits masks of 0 and 255")
     name = f"mask {path}"
-    picture = _open_picture(Path(path), name)
+    picture = open_picture(Path(path), name)
     if picture.mode.startswith("I"):
         grey = _sixteen_bit(picture, name)
     elif picture.mode == "F":
         grey = _rgb(picture, name)[..., 0]
     else:
         picture.info.pop("transparency", None)  # Pillow warns where a palette loses it
-        plain = picture if picture.mode in ("1", "L", "LA", "RGB") else _converted(picture, "RGB", name)
+        plain = picture if picture.mode in ("1", "L", "LA", "RGB") else converted(picture, "RGB", name)
         grey = np.asarray(plain.convert("L"))
     if size is not None and grey.shape != tuple(size):
         raise InputError(

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from sas.data.atlas import Atlas, read_cutout
+from sas.data.atlas import Atlas, cutout_files, read_cutout
 from sas.io import InputError
 
 
@@ -71,8 +71,53 @@ def test_sixteen_bits_beside_a_mask_are_scaled(tmp_path: Path) -> None:
 def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_cutout(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
-    with pytest.raises(InputError, match=r"cutout .*bomb\.png cannot be read .*; replace or remove"):
+    with pytest.raises(InputError, match=r"cutout .*bomb\.png is too large: .*; scale the picture down"):
         read_cutout(tmp_path / "bomb.png", size=16)
+
+
+def test_a_mask_of_zeros_and_ones_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mask = np.zeros((10, 16), dtype=np.uint8)
+    mask[2:8, 4:10] = 1
+    Image.fromarray(np.full((10, 16, 3), 210, dtype=np.uint8)).save(tmp_path / "pear.jpg")
+    Image.fromarray(mask).save(tmp_path / "pear.mask.png")
+    assert (read_cutout(tmp_path / "pear.jpg", size=16)[3] > 127).sum() == 12 * 12
+    assert "pear.mask.png is nowhere brighter than half" in caplog.text
+    Image.fromarray(mask * 0).save(tmp_path / "pear.mask.png")
+    with pytest.raises(
+        InputError, match=r"mask .*pear.mask.png of a cutout must show something, .* paint the object white"
+    ):
+        read_cutout(tmp_path / "pear.jpg", size=16)
+
+
+def test_cutouts_are_read_as_all_pictures_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Upright, uncompressed TIFFs too, whose sides Pillow mixes up; and with EXIF data that is damaged."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "stored.tif", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1).copy()).save(tmp_path / "turned.png")
+    assert torch.equal(*(read_cutout(tmp_path / name, size=16) for name in ("stored.tif", "turned.png")))
+    Image.fromarray(pixels).save(tmp_path / "damaged.png", exif=b"Exif\0\0 no EXIF at all")
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    assert torch.equal(*(read_cutout(tmp_path / name, size=16) for name in ("damaged.png", "plain.png")))
+    assert "EXIF data cannot be read" in caplog.text
+
+
+def test_hidden_files_are_no_cutouts_and_linked_folders_are_read(tmp_path: Path) -> None:
+    save_cutout(tmp_path / "fruits" / "pear.png")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "linked").symlink_to(tmp_path / "fruits")
+    (tmp_path / "fruits" / "round").symlink_to(tmp_path / "mine")  # a circle
+    for name in ("._pear.png", "__MACOSX/pear.png", ".thumbs/pear.png"):
+        (tmp_path / "mine" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(b"no picture")
+    assert [name for _, name in cutout_files(tmp_path / "mine")] == ["linked/pear"]
+
+
+def test_a_folder_of_cutouts_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cutouts .*nowhere must be a folder, found nothing; check the path"):
+        Atlas.from_folders([tmp_path / "nowhere"])
 
 
 def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -140,10 +185,10 @@ def test_folder_without_cutouts_is_refused(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "lonely.mask.png")
     with pytest.raises(InputError, match="folders must hold at least one cutout, got none in .*; name a folder"):
         Atlas.from_folders([tmp_path])
-    with pytest.raises(InputError, match=r"cutout .*absent\.png cannot be read"):
+    with pytest.raises(InputError, match=r"cutouts .*absent\.png must be a folder, found nothing"):
         Atlas.from_folders([tmp_path / "absent.png"])
     (tmp_path / "broken.png").write_bytes(b"nonsense")
-    with pytest.raises(InputError, match=r"cutout .*broken\.png cannot be read"):
+    with pytest.raises(InputError, match=r"cutout .*broken\.png is not a PNG"):
         Atlas.from_folders([tmp_path])
 
 

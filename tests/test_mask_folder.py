@@ -65,6 +65,22 @@ def test_an_order_file_gives_the_order(tmp_path: Path, name: str) -> None:
     assert scene.layer_index.tolist() == [1, 0] and (scene.visible == [BACK & ~FRONT, FRONT]).all()
 
 
+def test_an_order_file_may_name_masks_with_their_endings(tmp_path: Path) -> None:
+    folder = save(tmp_path / "one", {"back": BACK, "front": FRONT})
+    (folder / "order.json").write_text(json.dumps([["front.png", "back.png"]]))
+    scene, defects = MaskFolders(folder).inspect(0)
+    assert scene is not None and defects == [] and scene.layer_index.tolist() == [1, 0]
+
+
+def test_an_order_of_which_no_pair_can_be_used_is_none(tmp_path: Path) -> None:
+    folder = save(tmp_path / "one", {"back": BACK, "front": FRONT})
+    (folder / "order.json").write_text(json.dumps([["other", "back"]]))
+    scene, defects = MaskFolders(folder).inspect(0)
+    assert scene is not None and scene.order_matrix is None and [one.code for one in defects] == ["order-object"]
+    (folder / "order.json").write_text("[]")
+    assert MaskFolders(folder)[0].order_matrix is not None, "that nobody is in front was said"
+
+
 def test_training_tells_of_a_folder_without_order_before_it_begins(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save(tmp_path / "set" / name, {"back": BACK, "front": FRONT})

@@ -241,6 +241,16 @@ def test_a_mask_needs_a_size_and_the_size_must_be_sane(tmp_path: Path) -> None:
     assert defect.words == "the file claims a picture of 10000000x10000000 pixels, which is too large"
 
 
+@pytest.mark.parametrize("said", ["C:\\Users\\me\\a.png", "..\\pictures\\a.png", "/home/me/a.png"])
+def test_the_picture_of_a_moved_labelme_file_is_found_beside_it(tmp_path: Path, said: str) -> None:
+    save_labelme(tmp_path / "set", [shape(FRONT)], imagePath=said)
+    (scene,) = LabelmeScenes(tmp_path / "set")
+    assert (scene.amodal_masks == [FRONT]).all()
+    (tmp_path / "set" / "a.png").unlink()
+    _, defects = LabelmeScenes(tmp_path / "set").inspect(0)
+    assert [one.code for one in defects if one.severity == "error"] == ["image-missing"]
+
+
 def test_labelme_paths(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="labelme .*gone does not exist; name a folder of labelme JSON files"):
         LabelmeScenes(tmp_path / "gone")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import box
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny import ROOT
 
 from sas.data.formats import stream
@@ -29,6 +29,7 @@ from sas.data.formats.cocoa import CocoaScenes
 from sas.data.formats.hints import suggest
 from sas.data.formats.index import LISTED, AnnotationIndex
 from sas.data.formats.raw import Defect
+from sas.data.formats.registry import open_format
 from sas.data.formats.writers import write_cocoa, write_kins2020
 from sas.io import InputError, rle_decode, rle_encode
 from sas.scene import Scene
@@ -104,6 +105,40 @@ def test_every_preset_reads_its_fields(preset: str, tmp_path: Path) -> None:
     else:
         assert scene.visible_masks is not None and scene.layer_index.tolist() == [1, 0, 0]
         assert (scene.visible_masks == np.stack([BEHIND & ~FRONT, FRONT, ALONE])).all()
+
+
+def test_what_is_wrong_with_a_file_is_told_when_it_is_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Annotations of pictures that the file does not list: pictures without any may have lost theirs."""
+    records = [annotation(7, **KINS[1]), annotation(8, 99, **KINS[2])]
+    path = write_file(tmp_path, [image_record(), image_record(2)], records)
+    full, bare = open_format(path, format="kins", images=tmp_path)
+    assert "image-unknown" in caplog.text and "`sas data check` names each" in caplog.text
+    assert full.complete and len(full) == 1
+    assert not bare.complete and len(bare) == 0
+    caplog.clear()
+    write_file(tmp_path, [image_record(), image_record(2)], records[:1])
+    full, bare = open_format(path, format="kins", images=tmp_path)
+    assert full.complete and bare.complete and caplog.text == ""
+
+
+def test_a_field_that_no_annotation_has_is_told_when_the_file_is_opened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_file(tmp_path, [image_record()], [annotation(7, **KINS[1])])
+    open_format(path, format="coco", images=tmp_path, fields={"crowd": "is_crowd"})
+    assert "is_crowd" in caplog.text
+
+
+@pytest.mark.parametrize(("orientation", "code"), [(1, []), (3, ["image-turned"]), (6, ["image-size"])])
+def test_a_picture_that_is_shown_turned_is_told(tmp_path: Path, orientation: int, code: list[str]) -> None:
+    path = write_file(tmp_path, [image_record(file_name="1.jpg")], [annotation(7, **KINS[1])])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 9, np.uint8)).save(tmp_path / "1.jpg", exif=exif)
+    _, defects = CocoScenes(path, preset="kins", images=tmp_path).inspect(0)
+    assert [one.code for one in defects] == code
+    if orientation == 6:
+        assert "the picture is shown turned (EXIF orientation)" in defects[0].words
 
 
 def test_scenes_opened_with_the_fields_of_a_known_format_go_to_another_process(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sas.data.solids import FAMILIES, render_solids
 from sas.io import InputError
 from sas.masks import check_shape
-from sas.pictures import find_images, read_image, read_mask
+from sas.pictures import converted, find_images, open_picture, read_image, read_mask
 from sas.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +117,8 @@ class Atlas:
 
 def cutout_files(folder: str | Path) -> list[tuple[Path, str]]:
     """Cutouts of a folder at all levels, each with its path below it without its ending ("mug/001"); masks beside them left out."""
+    if not Path(folder).exists():
+        raise InputError(f"cutouts {folder} must be a folder, found nothing; check the path")
     found = [path for path in find_images([str(folder)], recursive=True) if ".mask." not in path.name]
     return [
         (path, (path.relative_to(folder) if path != Path(folder) else Path(path.name)).with_suffix("").as_posix())
@@ -128,26 +133,33 @@ def _group_of(path: Path) -> str:
 def read_cutout(path: Path, *, size: int) -> torch.Tensor:
     """One cutout as a sprite: trimmed to its alpha, scaled to fill a square of `size` with 2 pixels of margin; uint8 (4, size, size)."""
     beside = path.with_name(f"{path.stem}.mask.png")
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cutout {path} cannot be read ({error}); replace or remove the file") from error
     if beside.exists():
-        mask = read_mask(beside, size=(picture.height, picture.width))
-        picture = Image.fromarray(read_image(path, name="cutout"))  # 16 bits are scaled, and not cut off
+        picture = Image.fromarray(read_image(path, name="cutout"))
+        mask = _mask_beside(beside, size=(picture.height, picture.width))
         picture.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
-    elif "A" not in picture.getbands() and "transparency" not in picture.info:
+    else:
+        picture = open_picture(path, f"cutout {path}")
+    if not picture.has_transparency_data:
         raise InputError(
             f"cutout {path} must have an alpha channel, got mode {picture.mode}; "
             f"save it with transparency or put its mask beside it as {beside.name}"
         )
-    picture = picture.convert("RGBA")
+    picture = converted(picture, "RGBA", f"cutout {path}")
     box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 127 else 0).getbbox()
     if box is None:
         raise InputError(f"cutout {path} must show something, got alpha that is nowhere above 127; remove the file")
     return _fit(picture.crop(box), size)
+
+
+def _mask_beside(path: Path, *, size: tuple[int, int]) -> np.ndarray:
+    """Mask of a cutout, bool (H, W), white on black; one whose brightest value is dark is taken to hold 0 and 1."""
+    mask = read_mask(path, size=size)
+    if not mask.any():
+        mask = read_mask(path, size=size, threshold=0)
+        if not mask.any():
+            raise InputError(f"mask {path} of a cutout must show something, got black alone; paint the object white")
+        logger.warning("mask %s is nowhere brighter than half; all that is not black is taken for the object", path)
+    return mask
 
 
 def _fit(picture: Image.Image, size: int) -> torch.Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from sas.data.formats.raw import Defect, RawObject, RawScene
 from sas.data.formats.shapes import stated_number, stated_size
 from sas.io import InputError
 from sas.order import DEFAULT_MIN_OVERLAP
+from sas.scene import Scene
 
 WORDS: Mapping[str, str] = MappingProxyType(
     {
@@ -158,6 +160,17 @@ class CocoScenes(AnnotatedScenes):
                 words = self._missing("no annotation has a field", word, self.records.fields)
                 defects.append(Defect("error", "field", words, "refuse" if word == "amodal" else "keep"))
         return defects + self.records.defects
+
+    @cached_property
+    def _astray(self) -> bool:
+        """Whether some annotations are of pictures that the file does not list, so that pictures may have lost theirs."""
+        return any(defect.code == "image-unknown" for defect in self.records.defects)
+
+    def inspect(self, index: int) -> tuple[Scene | None, list[Defect]]:
+        scene, defects = super().inspect(index)
+        if scene is not None and self._astray and any(defect.code == "unannotated" for defect in defects):
+            scene = replace(scene, complete=False)
+        return scene, defects
 
     def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
         image, annotations = self.records.read(index)

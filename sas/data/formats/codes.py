@@ -60,6 +60,12 @@ CODES: dict[str, Meaning] = {
         "Every mask would lie in the wrong place.",
         "Put the original picture back, not a scaled or turned one.",
     ),
+    "image-turned": Meaning(
+        "warning",
+        "A picture is shown turned by half a turn or mirrored (EXIF orientation), as it is read here.",
+        "Masks that were drawn on the picture as it is stored lie upside down or mirrored.",
+        "Look at it on the contact sheet; if its masks lie wrong, remove the orientation from the picture.",
+    ),
     "image-unknown": Meaning(
         "error",
         "An annotation is of a picture that the file does not list.",

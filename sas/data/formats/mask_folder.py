@@ -99,11 +99,15 @@ class MaskFolders(AnnotatedScenes):
             pairs = _order(folder)
         except InputError as error:
             return refuse("order-file", str(error))
+        endings = {mask.name: mask.stem for mask in masks if mask.name not in stems}
+        pairs = pairs and [(endings.get(front, front), endings.get(behind, behind)) for front, behind in pairs]
         for one in dict.fromkeys(stem for pair in pairs or () for stem in pair if stem not in stems):
             words = f"the order names {one}, which has no mask; its pairs are left out"
             defects.append(Defect("warning", "order-object", words, "keep", image=id, object=one))
         objects = tuple(RawObject(id=mask.stem, name=mask.stem, amodal=mask) for mask in masks)
-        ordered = pairs is not None or len(objects) <= 1
+        # An order of which nothing can be used says nothing; an empty one says that nobody is in front.
+        usable = not pairs or any(front in stems and behind in stems for front, behind in pairs)
+        ordered = (pairs is not None and usable) or len(objects) <= 1
         return RawScene(id, images[0], objects, pairs=tuple(pairs or ()), ordered=ordered), defects
 
 

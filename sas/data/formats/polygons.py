@@ -124,6 +124,11 @@ class LabelmeScenes(AnnotatedScenes):
             group = "" if shape.get("group_id") is None else str(shape["group_id"])
             shapes.append(Shape(id, str(shape.get("label", "")), group, outline, height))
         where = file.parent / picture if self.images is None else self.images / PurePosixPath(picture).name
+        beside = file.parent / PurePosixPath(picture).name
+        if (
+            self.images is None and not where.is_file() and beside.is_file()
+        ):  # the folder was moved since it was annotated
+            where = beside
         return RawScene(name, where, join_shapes(shapes, size, name, defects), size=size), defects
 
 

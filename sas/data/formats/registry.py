@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
+from sas.data.formats.assemble import AnnotatedScenes
 from sas.data.formats.coco import PRESETS, CocoScenes
 from sas.data.formats.cocoa import CocoaScenes
 from sas.data.formats.mask_folder import MaskFolders
@@ -19,6 +21,8 @@ from sas.data.modal import PartialCompletion
 from sas.data.shards import Shards
 from sas.io import InputError
 from sas.scene import Scene
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ FORMATS: dict[str, Format] = {
     },
     "labelme": Format("a folder of labelme JSON files", LabelmeScenes, ("images", "front", "min_overlap")),
     "cvat": Format("CVAT for images 1.1, an XML file", CvatScenes, ("images", "min_overlap")),
-    "masks": Format("folders of one picture and a mask a object; no order", MaskFolders, ("min_overlap",)),
+    "masks": Format(
+        "folders of one picture and one mask an object; order by an optional order.json", MaskFolders, ("min_overlap",)
+    ),
     "modal": Format(
         "COCO-style JSON; `segmentation` is visible parts only, for partial completion; other names by --fields visible=NAME",
         PartialCompletion,
@@ -94,7 +100,20 @@ def open_format(path: str | Path, *, format: str = "auto", look: bool = False, *
     taken = {name: value for name, value in given.items() if name in chosen.options}
     if look and chosen.look is not None:
         return chosen.look(path, **{name: taken[name] for name in ("images", "fields") if name in taken})
-    return chosen.open(path, **taken)
+    scenes = chosen.open(path, **taken)
+    if not look and isinstance(scenes, CocoScenes | CocoaScenes):
+        _tell_of_the_file(scenes, path)
+    return scenes
+
+
+def _tell_of_the_file(scenes: AnnotatedScenes, path: str | Path) -> None:
+    """Warn of what is wrong with a file as a whole, which no picture of it would tell."""
+    wrong = [defect for defect in scenes.file_defects() if defect.severity == "error"]
+    if wrong:
+        codes = ", ".join(dict.fromkeys(defect.code for defect in wrong))
+        logger.warning(
+            "%s: %s; defects of the file: %d (%s). `sas data check` names each", path, wrong[0], len(wrong), codes
+        )
 
 
 def _annotation_file(path: Path, format: str) -> Path:
