@@ -237,6 +237,9 @@ class DiffusionObjective:
         if items.complete is not None:
             # What nobody knows must not show through the noise as "no object here": it gets the code of one half.
             hidden = ~items.known & ~rearrange(items.complete, "m -> m 1 1 1")
+            if items.frame is not None:  # no mask lies on grey bars
+                hidden &= items.frame
+                x_0 = torch.where(items.frame, x_0, self.codec.encode(torch.zeros_like(x_0)))
             x_0 = torch.where(hidden, self.codec.encode(torch.full_like(x_0, 0.5)), x_0)
         noise = item_keys.normal("noise", *x_0.shape[1:]).to(x_0.device)
         uniform = item_keys.uniform("time")
@@ -406,6 +409,9 @@ class Sampler:
         frame: torch.Tensor | None,
     ) -> torch.Tensor:
         scheduler = scheduler_for(self.scheduler, self.codec)
+        if self.steps == 1 and scheduler.config.get("timestep_spacing") in ("leading", "linspace"):
+            # Their only step would be the last one, at which a mask shows: a single step begins with noise alone.
+            scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
         set_steps(scheduler, self.steps, cumulative.device)
         dtype = next(iter(_leaves(features))).dtype
         seen = condition(cumulative)
@@ -421,7 +427,11 @@ class Sampler:
                 # The smallest variance: DDPM in few steps would leave noise in its result. A model's own tensor stays as it is.
                 output = torch.cat([output[:, :1], torch.full_like(output[:, 1:], -1)], dim=1)
             estimate = self._for_scheduler(output, scheduler, frame)
-            x_t = scheduler.step(estimate, t, x_t, **self._noise(scheduler, generators))[0]
+            stepped = scheduler.step(estimate, t, x_t, **self._noise(scheduler, generators))
+            x_t = stepped[0]
+            if index == len(scheduler.timesteps) - 1:
+                # With some numbers of steps DDIM's last one ends before the schedule does, and leaves noise.
+                x_t = getattr(stepped, "pred_original_sample", x_t)
             if self.on_step is not None:
                 x_t = self.on_step(index, t, x_t)
         soft = self.codec.decode(x_t)

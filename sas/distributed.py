@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -56,7 +57,9 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
     # No buffers of our own networks change in training, so they need no broadcast, which would cost a round trip a step. The running
     # statistics of an encoder brought along are those of the first process.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain])
+    # While the first process validates the others wait, for longer than the ten minutes after which they would take it for dead.
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain, patient])
     if accelerator.distributed_type not in SUPPORTED:
         raise LaunchError(
             f"distributed type must be data parallel (DDP), got {accelerator.distributed_type.value}: "

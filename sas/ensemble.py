@@ -19,12 +19,15 @@ def void_members(members: torch.Tensor, *, void_area: float) -> torch.Tensor:
     return reduce(members.float(), "b e h w -> b e", "mean") < void_area
 
 
-def consensus(members: torch.Tensor, void: torch.Tensor, *, rule: Consensus = "medoid") -> torch.Tensor:
+def consensus(
+    members: torch.Tensor, void: torch.Tensor, *, rule: Consensus = "medoid", void_area: float = 0.0
+) -> torch.Tensor:
     """The mask kept for each state, bool (b, h, w), from the members that are not void.
 
     "medoid": the member with the smallest L1 distance to the mean of them (SAS; the first one on ties), a shape that was really
     drawn. "mean": pixels in more than half of them, which may be a shape that no member has; the medoid where members agree on no
-    pixel, so that what they found is not lost. All void: an empty mask.
+    pixel, or on so few that they would be void (less than `void_area` of the grid), so that what they found is not lost. All void: an
+    empty mask.
     """
     usable = ~void
     weight = usable.float()[:, :, None, None]
@@ -37,7 +40,8 @@ def consensus(members: torch.Tensor, void: torch.Tensor, *, rule: Consensus = "m
     if rule == "medoid":
         return medoid
     majority = (2 * total > count)[:, 0]
-    return torch.where(majority.flatten(1).any(dim=1)[:, None, None], majority, medoid)
+    agreed = majority.flatten(1).any(dim=1) & ~void_members(majority[:, None], void_area=void_area)[:, 0]
+    return torch.where(agreed[:, None, None], majority, medoid)
 
 
 def probability(soft: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,7 @@ def next_layer(state: LoopState, draw: Draw, rules: LoopRules) -> LoopState:
     members = soft > rules.threshold
     nothing = nothing_left(drawn)
     void = judged_void(members, nothing, rules)
-    masks = consensus(members, void, rule=rules.consensus)
+    masks = consensus(members, void, rule=rules.consensus, void_area=rules.void_area)
     probabilities = probability(soft)
     spread = marginal_uncertainty(probabilities) if rules.marginal else uncertainty(members)
 

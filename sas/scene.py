@@ -167,6 +167,7 @@ class SceneBatch:
     known: bool (B, 1, h, w), True where the truth is known (False on letterbox padding). ids: one a scene.
     alternatives: None, or bool (B, A, N, h, w): further true amodal masks of the same visible picture.
     complete: None if every scene lists all its objects, else bool (B,), see `Scene`.
+    inside: bool (B, 1, h, w), the pictures without their grey bars; None where that is `known`, as in scenes of which all is known.
     """
 
     image: torch.Tensor
@@ -178,6 +179,7 @@ class SceneBatch:
     ids: tuple[str, ...] = field(default=())
     alternatives: torch.Tensor | None = None
     complete: torch.Tensor | None = None
+    inside: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         b = check_shape(self.image, "b 3 h w", name="image")["b"]
@@ -189,6 +191,8 @@ class SceneBatch:
         if self.complete is not None:
             check_mask(self.complete, name="complete")
             check_shape(self.complete, "b", name="complete", b=b)
+        if self.inside is not None:
+            check_shape(self.inside, "b 1 h w", name="inside", b=b)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -225,6 +229,8 @@ class SceneBatch:
     @property
     def frame(self) -> torch.Tensor:
         """Where masks can be, bool (B, 1, h, w): all but the grey bars, whose truth nobody knows even in a scene that lists all its objects."""
+        if self.inside is not None:
+            return self.inside
         return self.known if self.complete is None else self.known | ~self.complete[:, None, None, None]
 
     def layers(self) -> torch.Tensor:
@@ -251,13 +257,15 @@ def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> Scen
     layer_index = np.full((batch, most), -1, dtype=np.int64)
     order = np.zeros((batch, most, most), dtype=bool)
     known = np.zeros((batch, 1, mask_size, mask_size), dtype=bool)
+    inside = np.zeros_like(known)
     for b, (scene, geometry, reduced) in enumerate(fitted):
         n = len(scene)
         pixels[b] = geometry.pixels(scene.image)
         masks[b, :n] = reduced
         layer_index[b, :n] = scene.layer_index
         order[b, :n, :n] = scene.occlusion
-        known[b] = geometry.known() if scene.known is None else geometry.masks_to_model(scene.known[None])
+        inside[b] = geometry.known()
+        known[b] = inside[b] if scene.known is None else geometry.masks_to_model(scene.known[None])
     return SceneBatch(
         image=in_unit_range(torch.from_numpy(pixels)),
         amodal_masks=torch.from_numpy(masks),
@@ -268,6 +276,7 @@ def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> Scen
         ids=tuple(scene.id for scene in scenes),
         alternatives=_collate_alternatives(scenes, most, image_size, mask_size),
         complete=None if all(scene.complete for scene in scenes) else torch.tensor([s.complete for s in scenes]),
+        inside=None if all(scene.complete for scene in scenes) else torch.from_numpy(inside),
     )
 
 

@@ -63,6 +63,10 @@ def set_steps(scheduler: Any, steps: int, device: torch.device | str | None = No
     scheduler.set_timesteps(steps, device=device)
     inside = scheduler.timesteps >= 0
     if not inside.all():
+        if len(getattr(scheduler, "sigmas", ())) == len(inside) + 1:  # one a step, and where the last step ends
+            scheduler.sigmas = torch.cat(
+                [scheduler.sigmas[:-1][inside.to(scheduler.sigmas.device)], scheduler.sigmas[-1:]]
+            )
         scheduler.timesteps = scheduler.timesteps[inside]
 
 

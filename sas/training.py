@@ -186,6 +186,7 @@ class Trainer:
                     )
             stopping = self._should_stop(started)
             if self._validation_due() and not self._told_to_leave:
+                self._save(tracking)  # a kill in the middle of a long validation costs no step
                 self._validate(tracking)
                 since, seen = time.monotonic(), 0
             if stopping or self.step % cadence.checkpoint_every == 0 or self.step == training.steps:
@@ -266,7 +267,7 @@ class Trainer:
         return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm or math.inf))
 
     def _refuse(self, what: str, step: int, suspects: list[str]) -> None:
-        last = latest_checkpoint(self.checkpoints) if self.main else None
+        last = latest_checkpoint(self.checkpoints)
         raise NonFiniteError(
             f"{what} is not finite at step {step}, items {', '.join(suspects) or 'of another process, or all of them'}; the weights were "
             f"not changed; last good checkpoint: {last.path if last else 'none'}. Lower training.learning_rate or check these items"

@@ -123,7 +123,9 @@ def calibrate_stop(
     items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
     features = pipe.model.encode(in_range(batch.image, pipe.config.image_range).to(pipe.dtype))
     generators = [generator_for(seed, "stop", m) for m in range(len(items))]
-    raw = replace(pipe.sampler(steps=1, rows=rows), stop=(1.0, 0.0))
+    # It is read at the first step of sampling, which is that of a single step only where steps are trailing.
+    trailing = pipe.scheduler.config.get("timestep_spacing") == "trailing"
+    raw = replace(pipe.sampler(steps=1 if trailing else pipe.config.num_inference_steps, rows=rows), stop=(1.0, 0.0))
     drawn = raw(pipe.model, features, items.cumulative, generators, picture=items.picture)
     logit = drawn[:, 1].flatten(1).mean(dim=1).cpu().double().logit(eps=1e-9).numpy()
     empty = (~items.target.flatten(1).any(dim=1)).cpu().numpy()
@@ -191,7 +193,7 @@ def _with_true_masks(
     nothing = nothing_left(soft)
     void = judged_void(drawn, nothing, rules)
     stop = soft.new_zeros(0) if nothing is None else nothing
-    masks = consensus(drawn, void, rule=rules.consensus)
+    masks = consensus(drawn, void, rule=rules.consensus, void_area=rules.void_area)
     return masks.cpu().numpy(), void.all(dim=1).cpu().numpy(), stop.float().cpu().numpy()
 
 

@@ -120,3 +120,13 @@ def test_marginal_uncertainty_is_that_of_a_coin() -> None:
     assert marginal_uncertainty(values).allclose(torch.tensor([0.0, 0.09, 0.25, 0.0]))
     members = torch.rand(1, 9, 4, 4) > 0.4
     assert marginal_uncertainty(probability(members.float())).allclose(uncertainty(members), atol=1e-6)
+
+
+def test_a_mean_of_fewer_pixels_than_a_void_mask_has_gives_way_to_the_medoid() -> None:
+    members = torch.zeros(1, 3, 64, 64, dtype=torch.bool)
+    for e in range(3):  # of 100 pixels each, of which neighbours share one
+        members[0, e, 9 * e : 9 * e + 10, 9 * e : 9 * e + 10] = True
+    void = torch.zeros(1, 3, dtype=torch.bool)
+    assert consensus(members, void, rule="mean").sum() == 2
+    kept = consensus(members, void, rule="mean", void_area=0.0025)
+    assert kept.sum() == 100 and torch.equal(kept, consensus(members, void))

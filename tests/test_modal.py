@@ -28,6 +28,7 @@ from sas.data.source import SceneLoader
 from sas.data.split import part_of
 from sas.diffusion import DiffusionObjective, MaskCodec
 from sas.factory import build_model, build_objective
+from sas.geometry import Geometry
 from sas.io import InputError
 from sas.items import layer_items
 from sas.pictures import read_image
@@ -657,6 +658,20 @@ def test_what_is_drawn_on_unknown_pixels_is_neither_right_nor_wrong(tiny_scene: 
     scores = validate(pipe, batch, members=2, steps=2)
     found, truth = (masks & batch.known[0].numpy() for masks in (scores.predictions[0], batch.layers()[0].numpy()))
     assert scores.own[0] == pytest.approx((found[0] & truth[0]).sum() / (found[0] | truth[0]).sum())
+
+
+def test_grey_bars_of_a_picture_that_is_not_complete_are_no_picture(tiny_scene: Scene) -> None:
+    geometry = Geometry.fit(height=20, width=30, size=16, mask_size=16)
+    known = np.zeros((20, 30), dtype=bool)
+    known[:, :15] = True
+    batch = collate([replace(tiny_scene, complete=False, known=known)], image_size=16, mask_size=16)
+    bars = ~torch.from_numpy(geometry.known())
+    assert bars.any() and torch.equal(batch.frame[0, 0], ~bars)
+    objective = DiffusionObjective(DDIMScheduler(prediction_type="sample"), codec=MaskCodec(scale=0.2))
+    keys = Keys(0, 0, (0,))
+    x_0, _, _ = objective._draw(layer_items(batch, keys), keys)
+    assert (x_0[:, 0, bars] == -0.2).all(), "as in sampling, which draws nothing there"
+    assert (x_0[:, 0, ~bars & ~batch.known[0, 0]] == 0).all(), "what nobody knows is one half"
 
 
 def test_the_stop_head_is_not_calibrated_without_an_end(tiny_scene: Scene, make_tiny_pipe: Any) -> None:
