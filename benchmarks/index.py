@@ -1,6 +1,6 @@
 """What the index of a big COCO-style file costs and saves: start-up seconds and peak memory, against plain json.load.
 
-    python benchmarks/index.py [--annotations 200000] [--points 50] [--folder DIR] [--out results/index.json]
+    python benchmarks/index.py [--annotations 200000] [--points 50] [--folder DIR] [--out FILE.json]
 
 A file in the manner of KINS 2020 is generated (13 annotations a picture, two polygons each). Each way to open it runs in a process of its
 own, so that peaks of memory do not mix; memory is the peak above that after the imports. Ways: json.load, the

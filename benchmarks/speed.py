@@ -1,6 +1,6 @@
 """How fast the shipped weights are, and against what: ratios in one run on one machine, medians with their spread.
 
-    python benchmarks/speed.py [--weights default] [--device cpu] [--rounds 5] [--out results/speed.json]
+    python benchmarks/speed.py [--weights default] [--device: a GPU if there is one, else cpu] [--rounds 5] [--out results/speed.json]
 
 Prints rows for the tables of docs/performance.md, and writes the same as JSON.
 

@@ -1,6 +1,6 @@
 """Masks brought back to the picture's size: nearest, bilinear and refined on the picture (`sas.refine`), against the truth.
 
-    python benchmarks/upsampling.py [--count 100] [--sizes 256 512] [--seed 2000000] [--out results/upsampling.json]
+    python benchmarks/upsampling.py [--count 100] [--sizes 256 512] [--seed 2000000] [--out FILE.json]
 
 Scenes are composed as `sas compose --count N --size S --seed SEED` does. "true masks": the true layers reduced to the weights' mask
 grid (a cell is set where more than half of it is covered); "true area": the same, as the share covered; "shipped weights": what the

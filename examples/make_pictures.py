@@ -1,7 +1,7 @@
 """Make the example pictures of the package and the picture of the README, from generated scenes only.
 
 python examples/make_pictures.py            # sas/demo_pictures/*.png
-python examples/make_pictures.py --readme   # docs/images/*.png, with the shipped weights
+python examples/make_pictures.py --readme   # docs/images/overview.png, with the shipped weights
 """
 
 import sys

@@ -17,7 +17,7 @@ from sas.io import InputError, atomic_write_bytes
 class Tracking:
     """Writes numbers and pictures of a run; after a resume it goes on as if nothing had happened.
 
-    state: what a checkpoint must keep (the wandb run's id).
+    state: what a checkpoint must keep (the wandb run's id). validated: whether the checkpoint of `step` knows that step's validation.
     """
 
     def __init__(
@@ -29,9 +29,10 @@ class Tracking:
         config: dict[str, Any],
         step: int,
         state: dict[str, Any],
+        validated: bool = True,
     ) -> None:
         self.path = out / "metrics.jsonl"
-        self._cut_back(step)
+        self._cut_back(step, validated)
         # The board first: it may be missing, and then nothing else must have been started.
         self._board = _start_tensorboard(out, step) if "tensorboard" in trackers else None
         self._wandb = _start_wandb(out, project, config, state) if "wandb" in trackers else None
@@ -68,14 +69,15 @@ class Tracking:
         if self._board:
             self._board.close()
 
-    def _cut_back(self, step: int) -> None:
-        """Drop lines after the checkpoint's step, and a last line that was cut off."""
+    def _cut_back(self, step: int, validated: bool) -> None:
+        """Drop lines that were written after the checkpoint, and a last line that was cut off."""
         if not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                values = json.loads(line)
+                if values["step"] < step or (values["step"] == step and (validated or "val/score" not in values)):
                     kept.append(line)
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue

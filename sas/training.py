@@ -413,6 +413,7 @@ class Trainer:
             config=self.config.model_dump(mode="json"),
             step=self.step,
             state=checkpoint.state["tracking"] if checkpoint else {},
+            validated=self.validated == self.step,
         )
 
     # ------------------------------------------------------------------ validation

@@ -586,9 +586,9 @@ def test_a_bad_picture_stops_the_run(scenes: str, tmp_path: Path, layers: Any, m
     message = refused(trainer)
     name = build_source(config).batch(4, [2]).ids[0]
     assert f"loss is not finite at step 4, items {name} (position 2); the weights were not changed" in message
-    assert f"last good checkpoint: {tmp_path / 'run' / 'checkpoints' / 'step-00000003'}" in message
+    assert f"last good checkpoint: {tmp_path / 'run' / 'checkpoints' / 'step-00000004'}" in message
     assert "Lower training.learning_rate or check these items" in message
-    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 4
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4]
 
 
