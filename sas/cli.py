@@ -128,11 +128,6 @@ def _load(weights: str | None, device: str, dtype: str = "float32") -> Any:
     return pipe
 
 
-def _tell(words: str, *, error: bool = False) -> None:
-    """Print, whatever bytes the name of a file has: those that are no text become "?"."""
-    print(words.encode("utf-8", "replace").decode("utf-8"), file=sys.stderr if error else sys.stdout)
-
-
 def _sample(options: Sample) -> int:
     if not options.inputs:
         raise UsageError("name at least one picture or folder, for example `sas sample photo.jpg --out results`")
@@ -155,17 +150,17 @@ def _sample(options: Sample) -> int:
             files += without_results(found, folder=item) if Path(item).is_dir() else found
         except (InputError, OSError) as error:
             failures += 1
-            _tell(f"{item}: {error}", error=True)
+            print(f"{item}: {error}", file=sys.stderr)
     if not files:
         return FAILED
     pipe = _load(options.weights, options.device, options.dtype)
 
     def report(outcome: Outcome) -> None:
         if outcome.result is None:
-            _tell(f"{outcome.file}: {outcome.error}", error=True)
+            print(f"{outcome.file}: {outcome.error}", file=sys.stderr)
             return
         count, instances = len(outcome.result), outcome.result.count  # not `instances`, which keeps full-size masks
-        _tell(f"{outcome.file}: {count} layer{'' if count == 1 else 's'}, {instances} instances -> {outcome.folder}")
+        print(f"{outcome.file}: {count} layer{'' if count == 1 else 's'}, {instances} instances -> {outcome.folder}")
 
     outcomes = sample_files(
         pipe,
@@ -422,7 +417,7 @@ def _average(options: Average) -> int:
             )
         pipe.register_to_config(stop_scale=calibration[0], stop_shift=calibration[1])
     pipe.save_pretrained(options.out, saved_weights=options.saved_weights)
-    _tell(f"average of {len(options.weights)} weights -> {options.out}")
+    print(f"average of {len(options.weights)} weights -> {options.out}")
     return 0
 
 

@@ -233,13 +233,10 @@ class DiffusionObjective:
     def _draw(self, items: Items, keys: Keys) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Coded target, noise and time step of each item, keyed by the item."""
         item_keys = keys.items(items.picture, items.slot)
-        x_0 = self.codec.encode(items.target)
+        x_0 = self.codec.encode(items.target & items.frame)
         if items.complete is not None:
             # What nobody knows must not show through the noise as "no object here": it gets the code of one half.
-            hidden = ~items.known & ~rearrange(items.complete, "m -> m 1 1 1")
-            if items.frame is not None:  # no mask lies on grey bars
-                hidden &= items.frame
-                x_0 = torch.where(items.frame, x_0, self.codec.encode(torch.zeros_like(x_0)))
+            hidden = ~items.known & items.frame & ~rearrange(items.complete, "m -> m 1 1 1")
             x_0 = torch.where(hidden, self.codec.encode(torch.full_like(x_0, 0.5)), x_0)
         noise = item_keys.normal("noise", *x_0.shape[1:]).to(x_0.device)
         uniform = item_keys.uniform("time")
@@ -418,20 +415,20 @@ class Sampler:
         noise = [torch.randn(cumulative.shape[1:], generator=generator) for generator in generators]
         x_t = torch.stack(noise).to(cumulative.device) * scheduler.init_noise_sigma
         for index, t in enumerate(scheduler.timesteps):
+            last = index == len(scheduler.timesteps) - 1
             scaled = scheduler.scale_model_input(x_t, t)
             time = t.expand(len(x_t)).to(cumulative.device)
             output = model(scaled.to(dtype), time, seen.to(dtype), features).float()
             if index == 0 and self.stop is not None:
                 nothing = (self.stop[0] * output[:, 1:2] + self.stop[1]).sigmoid()
-            if index == len(scheduler.timesteps) - 1:
+            if last:
                 # The smallest variance: DDPM in few steps would leave noise in its result. A model's own tensor stays as it is.
                 output = torch.cat([output[:, :1], torch.full_like(output[:, 1:], -1)], dim=1)
             estimate = self._for_scheduler(output, scheduler, frame)
             stepped = scheduler.step(estimate, t, x_t, **self._noise(scheduler, generators))
-            x_t = stepped[0]
-            if index == len(scheduler.timesteps) - 1:
-                # With some numbers of steps DDIM's last one ends before the schedule does, and leaves noise.
-                x_t = getattr(stepped, "pred_original_sample", x_t)
+            # With some numbers of steps DDIM's last one ends before the schedule does, and leaves noise.
+            final = getattr(stepped, "pred_original_sample", None) if last else None
+            x_t = stepped[0] if final is None else final
             if self.on_step is not None:
                 x_t = self.on_step(index, t, x_t)
         soft = self.codec.decode(x_t)

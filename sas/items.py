@@ -37,7 +37,7 @@ class Items:
     picture: int64 (M,), row of the picture in the batch. layer: int64 (M,), index of the layer, K for the empty one.
     cumulative, target: bool (M, 1, h, w). known: bool (M, 1, h, w). slot: int64 (M,), the item's place among its picture's items.
     complete: None if all pictures are complete, else bool (M,); False: the picture shows objects that nobody lists.
-    frame: None if all pictures are complete, else bool (M, 1, h, w): where masks can be, see `SceneBatch.frame`.
+    frame: bool (M, 1, h, w), where masks can be, see `SceneBatch.frame`.
     """
 
     picture: torch.Tensor
@@ -46,8 +46,8 @@ class Items:
     target: torch.Tensor
     known: torch.Tensor
     slot: torch.Tensor
+    frame: torch.Tensor
     complete: torch.Tensor | None = None
-    frame: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.picture)
@@ -93,8 +93,8 @@ def layer_items(
         target=target,
         known=batch.known[picture],
         slot=slot,
+        frame=batch.frame[picture],
         complete=None if batch.complete is None else batch.complete[picture],
-        frame=None if batch.complete is None else batch.frame[picture],
     )
 
 

@@ -97,6 +97,16 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files)
 
 
+_TURNED = "sas_orientation"
+"""Key of `info` for the EXIF orientation by which a picture was set upright."""
+
+
+def read_turned(path: Path, *, name: str = "image") -> tuple[np.ndarray, int]:
+    """As `read_image` reads a file, and the EXIF orientation by which it was turned or mirrored, 2 to 8; 1 if it was not."""
+    picture = open_picture(path, f"{name} {path}")
+    return _rgb(picture, f"{name} {path}"), picture.info.get(_TURNED, 1)
+
+
 def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, name: str = "image") -> np.ndarray:
     """Any supported image as a new, writable, contiguous uint8 array (H, W, 3), RGB.
 
@@ -110,8 +120,7 @@ def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, 
     Everything else is an InputError that begins with `name` and ends with the cure.
     """
     if isinstance(source, str | Path):
-        path = Path(source)
-        return _rgb(open_picture(path, f"{name} {path}"), f"{name} {path}")
+        return read_turned(Path(source), name=name)[0]
     if isinstance(source, Image.Image):
         _check_pixels(source.size[::-1], name)
         return _rgb(_upright(source, name), name)
@@ -226,17 +235,11 @@ def _upright(picture: Image.Image, name: str) -> Image.Image:
         return picture
     # Not ImageOps.exif_transpose: it writes all EXIF data anew and fails on pictures whose other tags are odd.
     turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
-
-
-def orientation(path: Path) -> int:
-    """EXIF orientation of a picture that can be read, 1 to 8; 1 (upright) where it has none or its EXIF data is damaged."""
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            found = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # as when it is read
-        return 1
-    return found if isinstance(found, int) and found in UPRIGHT else 1
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    turned.info[_TURNED] = orientation
+    return turned
 
 
 def _note_units(picture: Image.Image) -> None:

@@ -167,7 +167,7 @@ class SceneBatch:
     known: bool (B, 1, h, w), True where the truth is known (False on letterbox padding). ids: one a scene.
     alternatives: None, or bool (B, A, N, h, w): further true amodal masks of the same visible picture.
     complete: None if every scene lists all its objects, else bool (B,), see `Scene`.
-    inside: bool (B, 1, h, w), the pictures without their grey bars; None where that is `known`, as in scenes of which all is known.
+    inside: bool (B, 1, h, w), the pictures without their grey bars; None where that is `known`, as in scenes that list all their objects.
     """
 
     image: torch.Tensor
@@ -229,9 +229,7 @@ class SceneBatch:
     @property
     def frame(self) -> torch.Tensor:
         """Where masks can be, bool (B, 1, h, w): all but the grey bars, whose truth nobody knows even in a scene that lists all its objects."""
-        if self.inside is not None:
-            return self.inside
-        return self.known if self.complete is None else self.known | ~self.complete[:, None, None, None]
+        return self.known if self.inside is None else self.inside
 
     def layers(self) -> torch.Tensor:
         """Layer masks, padded with empty layers: bool (B, K, h, w), K = the most layers of any scene."""
@@ -264,8 +262,8 @@ def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> Scen
         masks[b, :n] = reduced
         layer_index[b, :n] = scene.layer_index
         order[b, :n, :n] = scene.occlusion
-        inside[b] = geometry.known()
-        known[b] = inside[b] if scene.known is None else geometry.masks_to_model(scene.known[None])
+        known[b] = geometry.known() if scene.known is None else geometry.masks_to_model(scene.known[None])
+        inside[b] = known[b] if scene.complete else geometry.known()
     return SceneBatch(
         image=in_unit_range(torch.from_numpy(pixels)),
         amodal_masks=torch.from_numpy(masks),

@@ -665,6 +665,9 @@ def test_grey_bars_of_a_picture_that_is_not_complete_are_no_picture(tiny_scene: 
     known = np.zeros((20, 30), dtype=bool)
     known[:, :15] = True
     batch = collate([replace(tiny_scene, complete=False, known=known)], image_size=16, mask_size=16)
+    listed = replace(tiny_scene, known=known)  # what a complete scene does not know are bars, wherever they lie
+    both = collate([listed, replace(listed, complete=False)], image_size=16, mask_size=16)
+    assert torch.equal(both.frame[0], both.known[0]) and torch.equal(both.frame[1], batch.frame[0])
     bars = ~torch.from_numpy(geometry.known())
     assert bars.any() and torch.equal(batch.frame[0, 0], ~bars)
     objective = DiffusionObjective(DDIMScheduler(prediction_type="sample"), codec=MaskCodec(scale=0.2))

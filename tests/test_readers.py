@@ -137,6 +137,11 @@ def test_a_picture_that_is_shown_turned_is_told(tmp_path: Path, orientation: int
     Image.fromarray(np.full((HEIGHT, WIDTH, 3), 9, np.uint8)).save(tmp_path / "1.jpg", exif=exif)
     _, defects = CocoScenes(path, preset="kins", images=tmp_path).inspect(0)
     assert [one.code for one in defects] == code
+    square = image_record(9, file_name="9.jpg", width=HEIGHT)
+    path = write_file(tmp_path, [square], [annotation(7, 9, **KINS[1])])
+    Image.fromarray(np.full((HEIGHT, HEIGHT, 3), 9, np.uint8)).save(tmp_path / "9.jpg", exif=exif)
+    _, told = CocoScenes(path, preset="kins", images=tmp_path).inspect(0)
+    assert ("image-turned" in [one.code for one in told]) == (orientation != 1), "a square's size never says"
     if orientation == 6:
         assert "the picture is shown turned (EXIF orientation)" in defects[0].words
 

@@ -24,7 +24,7 @@ from sas.data.formats.segmentation import BadSegmentation, Note, decode
 from sas.io import InputError
 from sas.masks import overlap_areas
 from sas.order import DEFAULT_MIN_OVERLAP
-from sas.pictures import orientation, read_image
+from sas.pictures import read_turned
 from sas.scene import Scene
 
 _Masks = tuple[np.ndarray, np.ndarray | None]
@@ -201,7 +201,7 @@ def read_picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
         tell("error", "image-missing", f"there is no file {raw.image}", "refuse", "")
         return None
     try:
-        image = read_image(raw.image)
+        image, orientation = read_turned(raw.image)
     except InputError as error:
         tell("error", "image-damaged", str(error), "refuse", "")
         return None
@@ -209,15 +209,15 @@ def read_picture(raw: RawScene, tell: Tell) -> np.ndarray | None:
     if raw.size is not None and raw.size != (height, width):
         declared = f"{raw.size[1]}x{raw.size[0]}"
         words = f"the file says {declared} (width x height), {raw.image.name} has {width}x{height}"
-        if raw.size == (width, height) and orientation(raw.image) != 1:
+        if raw.size == (width, height) and orientation != 1:
             words += (
                 ": the picture is shown turned (EXIF orientation), the annotation is of it as it is stored; remove the orientation from the "
                 "picture"
             )
         tell("error", "image-size", words, "refuse", "")
         return None
-    if raw.size is not None and (turn := orientation(raw.image)) in (2, 3, 4):
-        words = f"{raw.image.name} is shown turned or mirrored (EXIF orientation {turn}), and its size does not say which the masks are of"
+    if orientation in (2, 3, 4) or (orientation != 1 and height == width):
+        words = f"{raw.image.name} is shown turned or mirrored (EXIF orientation {orientation}), and its size does not say which the masks are of"
         tell("warning", "image-turned", words, "keep", "")
     return image
 

@@ -62,8 +62,8 @@ CODES: dict[str, Meaning] = {
     ),
     "image-turned": Meaning(
         "warning",
-        "A picture is shown turned by half a turn or mirrored (EXIF orientation), as it is read here.",
-        "Masks that were drawn on the picture as it is stored lie upside down or mirrored.",
+        "A picture is shown turned or mirrored (EXIF orientation), and its size does not say which the masks are of.",
+        "Masks that were drawn on the picture as it is stored lie in the wrong place.",
         "Look at it on the contact sheet; if its masks lie wrong, remove the orientation from the picture.",
     ),
     "image-unknown": Meaning(

@@ -125,10 +125,8 @@ class LabelmeScenes(AnnotatedScenes):
             shapes.append(Shape(id, str(shape.get("label", "")), group, outline, height))
         where = file.parent / picture if self.images is None else self.images / PurePosixPath(picture).name
         beside = file.parent / PurePosixPath(picture).name
-        if (
-            self.images is None and not where.is_file() and beside.is_file()
-        ):  # the folder was moved since it was annotated
-            where = beside
+        if self.images is None and not where.is_file() and beside.is_file():
+            where = beside  # moved since it was annotated
         return RawScene(name, where, join_shapes(shapes, size, name, defects), size=size), defects
 
 
