@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral
@@ -296,14 +297,46 @@ def _beside(path: Path, kind: str) -> Path:
     return path.parent / f".{path.name[:50]}.{kind}-{secrets.token_hex(6)}"  # a name has 255 bytes at most
 
 
-_WINDOWS = os.name == "nt"
+WINDOWS = os.name == "nt"
+
+
+class OpenFile:
+    """A file open for reading, whose bytes several threads take from any place at once. It closes when nobody holds it any more,
+    so that dropping it takes no file from a thread that still reads. OSError if it cannot be opened or read.
+
+    size: bytes of the file when it was opened."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._handle = -1
+        self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._lock = threading.Lock()
+        self.size = os.fstat(self._handle).st_size
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def read(self, start: int, size: int) -> bytes:
+        """`size` bytes from `start` on, fewer if the file ends before."""
+        pieces = []
+        while size > 0 and (piece := self._piece(start, size)):
+            pieces.append(piece)
+            start, size = start + len(piece), size - len(piece)
+        return b"".join(pieces)
+
+    def _piece(self, start: int, size: int) -> bytes:
+        if hasattr(os, "pread"):  # it has no position that threads would share; Windows lacks it
+            return os.pread(self._handle, size, start)
+        with self._lock:
+            os.lseek(self._handle, start, os.SEEK_SET)
+            return os.read(self._handle, size)
 
 
 def _sync(path: Path) -> None:
     """Force a file or folder to disk."""
     if not path.exists():  # a link to nowhere
         return
-    if _WINDOWS and path.is_dir():  # it opens no folders
+    if WINDOWS and path.is_dir():  # it opens no folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -23,7 +23,16 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sas.io import InputError, atomic_folder, atomic_write_bytes, read_json, rle_decode, rle_encode, write_json
+from sas.io import (
+    InputError,
+    OpenFile,
+    atomic_folder,
+    atomic_write_bytes,
+    read_json,
+    rle_decode,
+    rle_encode,
+    write_json,
+)
 from sas.pictures import IMAGE_SUFFIXES, find_images, read_image, read_mask, sha256_pixels, write_mask, write_unit_map
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -1048,7 +1057,31 @@ def test_folders_that_cannot_be_opened_are_written_on_windows(tmp_path, monkeypa
         return real(path, *rest, **more)
 
     monkeypatch.setattr("sas.io.os.open", refuses_folders)
-    monkeypatch.setattr("sas.io._WINDOWS", True)
+    monkeypatch.setattr("sas.io.WINDOWS", True)
     with atomic_folder(tmp_path / "out") as folder:
         (folder / "a.txt").write_text("a")
     assert (tmp_path / "out" / "a.txt").read_text() == "a"
+
+
+@pytest.mark.parametrize("pread", [True, False])
+def test_bytes_from_any_place_of_a_file(tmp_path, monkeypatch, pread):
+    content = bytes(range(256)) * 10
+    (tmp_path / "a").write_bytes(content)
+    if not pread:  # as on Windows
+        monkeypatch.delattr("os.pread")
+    file = OpenFile(tmp_path / "a")
+    assert file.size == 2560
+    for start, size in ((5, 7), (0, 2560), (2550, 100), (3000, 5), (9, 0), (5, 7)):
+        assert file.read(start, size) == content[start : start + size]
+
+
+def test_bytes_that_come_in_pieces_are_put_together(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"abcdefgh")
+    file, real = OpenFile(tmp_path / "a"), os.pread
+    monkeypatch.setattr("os.pread", lambda handle, size, start: real(handle, min(size, 3), start))
+    assert file.read(1, 6) == b"bcdefg"
+
+
+def test_a_file_that_cannot_be_opened_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        OpenFile(tmp_path / "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -574,6 +575,31 @@ def test_the_index_groups_annotations_by_picture(tmp_path: Path) -> None:
         image, annotations = index.read(k)
         assert image == {"id": k, "file_name": f"{k}.png"}
         assert [one["id"] for one in annotations] == [k, k + 30, k + 60, k + 90]
+
+
+def test_an_index_is_made_and_read_where_there_is_no_pread_and_open_files_pin_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.rename
+
+    def rename(old: Any, new: Any, **more: Any) -> None:  # as on Windows
+        links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        if any(str(link.resolve()).startswith(f"{os.path.realpath(old)}/") for link in links):
+            raise PermissionError(errno.EACCES, "Access is denied", str(old))
+        real(old, new, **more)
+
+    monkeypatch.delattr("os.pread")
+    monkeypatch.delattr("os.getuid")
+    monkeypatch.setattr("os.rename", rename)
+    monkeypatch.setattr("sas.data.formats.index.WINDOWS", True)
+    path = many(tmp_path, 30, 4)
+    index = AnnotationIndex(path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(index.read, range(30)))
+    assert [(image["id"], len(annotations)) for image, annotations in found] == [(k, 4) for k in range(30)]
+    assert cache(path).is_dir()
+    # While one is open another cannot take its place, so that it goes elsewhere.
+    assert len(AnnotationIndex(many(tmp_path, 31, 4))) == 31 and index.read(29)[0]["id"] == 29
 
 
 def test_numbers_texts_and_nested_values_come_back_as_they_were(tmp_path: Path) -> None:

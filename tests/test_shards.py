@@ -393,9 +393,12 @@ def open_tars(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux lists them")
+@pytest.mark.parametrize("pread", [True, False])
 def test_few_files_stay_open_and_threads_may_read_while_they_are_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pread: bool
 ) -> None:
+    if not pread:  # as on Windows
+        monkeypatch.delattr("os.pread")
     monkeypatch.setattr("sas.data.shards.MOST_OPEN", 2)
     pack(numbered(24), tmp_path / "set", shard_size=2)
     shards = Shards(tmp_path / "set")

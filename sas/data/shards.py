@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import threading
 import zlib
@@ -34,7 +33,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from sas.data.entries import LazyScenes, new_id, scene_entry, scene_from_entry
-from sas.io import InputError, atomic_folder, read_json, write_json
+from sas.io import InputError, OpenFile, atomic_folder, read_json, write_json
 from sas.scene import Scene
 from sas.seeding import generator_for
 
@@ -188,29 +187,22 @@ class Shards(LazyScenes):
 
 
 class _Shard:
-    """An open shard. It closes when nobody holds it any more, so that dropping it takes no file from a thread that still reads."""
+    """An open shard."""
 
     def __init__(self, path: Path, *, count: int, first: int) -> None:
         self.path = path
         self.first = first
-        self._handle = -1
         try:
-            self._handle = os.open(path, os.O_RDONLY)
-            size = os.fstat(self._handle).st_size
+            self._file = OpenFile(path)
         except OSError as error:
             raise _unreadable(path, error) from error
-        self._index = _read_index(path.with_suffix(".npy"), count, size)
-
-    def __del__(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
+        self._index = _read_index(path.with_suffix(".npy"), count, self._file.size)
 
     def read(self, row: int, column: int) -> bytes:
         """Bytes of a member whose offset, size and CRC-32 stand in the index from `column` on."""
         offset, size, crc = (int(value) for value in self._index[row, column : column + 3])
         try:
-            # Unlike seek and read, it has no position that threads would share.
-            data = os.pread(self._handle, size, offset)
+            data = self._file.read(offset, size)
         except OSError as error:
             raise _unreadable(self.path, error) from error
         if len(data) != size or zlib.crc32(data) != crc:

@@ -14,7 +14,6 @@ import os
 import secrets
 import stat
 import tempfile
-import weakref
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,7 +27,7 @@ import numpy as np
 from sas.data.entries import Reopened
 from sas.data.formats.raw import Action, Defect, Severity
 from sas.data.formats.stream import BadFile, NotFinite, refuse, stream_lists
-from sas.io import InputError, atomic_folder, write_json
+from sas.io import WINDOWS, InputError, OpenFile, atomic_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class AnnotationIndex(Reopened):
     def read(self, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Record of picture `index` and its annotations, in the order of the file."""
         start, end = int(self._starts[index]), int(self._starts[index + 1])
-        lines = _read_at(self._records, start, end - start).splitlines()
+        lines = self._records.read(start, end - start).splitlines()
         return json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
 
     def _build(self, source: Path, place: Path) -> bool:
@@ -102,7 +101,10 @@ class AnnotationIndex(Reopened):
                 except NotFinite as fault:  # one number that JSON does not know need not cost the whole file
                     _Builder(source, folder, self._names, not_finite=fault.words).build(self._stamp)
                 # Loaded before it takes its name: another process may put its own there at the same time.
-                made = self._load(folder)
+                if not WINDOWS:  # where a folder with an open file cannot be renamed
+                    made = self._load(folder)
+            if not made:
+                made = self._load(place)
         except BadFile:
             raise
         except InputError as error:
@@ -120,13 +122,11 @@ class AnnotationIndex(Reopened):
             starts = np.load(folder / f"starts-{token}.npy", allow_pickle=False)
             counts = np.load(folder / f"counts-{token}.npy", allow_pickle=False)
             label_of = np.load(folder / f"labels-{token}.npy", allow_pickle=False)
-            records = os.open(folder / f"records-{token}.jsonl", os.O_RDONLY)
+            records = OpenFile(folder / f"records-{token}.jsonl")
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return False
-        if os.fstat(records).st_size != starts[-1] or len(starts) != len(counts) + 1:
-            os.close(records)
+        if records.size != starts[-1] or len(starts) != len(counts) + 1:
             return False
-        weakref.finalize(self, os.close, records)
         self._records, self._starts = records, starts
         self.counts: np.ndarray = counts
         self.label_of: np.ndarray = label_of
@@ -190,8 +190,7 @@ class _Builder:
                 f"annotations {self.source} changed while they were read; try again when the file is complete"
             )
         token = secrets.token_hex(6)
-        with images.open("rb") as image_lines, annotations.open("rb") as annotation_lines:
-            self._group(image_lines.fileno(), annotation_lines.fileno(), token)
+        self._group(OpenFile(images), OpenFile(annotations), token)
         images.unlink()
         annotations.unlink()
         self._unused()
@@ -229,7 +228,7 @@ class _Builder:
             label = str(record.get(self.names.label, ""))
             self.label_of.append(self.labels.setdefault(label, len(self.labels)))
 
-    def _group(self, images: int, annotations: int, token: str) -> None:
+    def _group(self, images: OpenFile, annotations: OpenFile, token: str) -> None:
         """Write the records picture by picture, and where each picture begins."""
         firsts = self._pictures(images)
         rows = self._owners(firsts, annotations)
@@ -251,7 +250,7 @@ class _Builder:
         labels = np.array(self.label_of, dtype=np.int32)
         np.save(self.folder / f"labels-{token}.npy", labels[order] if len(labels) else labels)
 
-    def _pictures(self, images: int) -> np.ndarray:
+    def _pictures(self, images: OpenFile) -> np.ndarray:
         """Numbers of the image records that count: the first of each id, in the order of the file."""
         keys = np.array(self.image_keys, dtype=np.uint64)
         firsts = np.sort(np.unique(keys, return_index=True)[1])
@@ -261,7 +260,7 @@ class _Builder:
             self.faults.add("error", "image-twice", words, "drop", image=str(record["id"]))
         return firsts
 
-    def _owners(self, firsts: np.ndarray, annotations: int) -> np.ndarray:
+    def _owners(self, firsts: np.ndarray, annotations: OpenFile) -> np.ndarray:
         """Place of the picture of each annotation, -1 if there is none."""
         keys = np.array(self.image_keys, dtype=np.uint64)[firsts]
         wanted = np.array(self.owner_keys, dtype=np.uint64)
@@ -277,7 +276,7 @@ class _Builder:
             self.faults.add("error", "image-unknown", words, "drop", image=image, object="" if id is None else str(id))
         return rows
 
-    def _copies(self, annotations: int) -> np.ndarray:
+    def _copies(self, annotations: OpenFile) -> np.ndarray:
         """bool (A,), True for annotations that repeat an earlier one word for word. Any other second use of an id is told and kept."""
         keys = np.array(self.id_keys, dtype=np.uint64)
         copies = np.zeros(len(keys), dtype=bool)
@@ -346,22 +345,13 @@ def _line(record: dict[str, Any]) -> bytes:
     return ENCODER.encode(record).encode() + b"\n"
 
 
-def _slice(file: int, starts: array[int], number: int) -> bytes:
-    return _read_at(file, starts[number], starts[number + 1] - starts[number])
-
-
-def _read_at(file: int, start: int, size: int) -> bytes:
-    """`size` bytes from `start`; does not move the file's position, so that threads do not disturb each other."""
-    pieces = []
-    while size and (piece := os.pread(file, size, start)):
-        pieces.append(piece)
-        start, size = start + len(piece), size - len(piece)
-    return b"".join(pieces)
+def _slice(file: OpenFile, starts: array[int], number: int) -> bytes:
+    return file.read(starts[number], starts[number + 1] - starts[number])
 
 
 def _elsewhere(source: Path) -> Path:
     """A place for the index of a file in the temporary folder: one that only this user may write, the same in each process."""
-    user = os.getuid()
+    user = os.getuid() if hasattr(os, "getuid") else 0  # as files are said to be owned on Windows
     root = Path(tempfile.gettempdir()) / f"sas-index-{user}"
     with suppress(OSError):
         root.mkdir(mode=0o700, exist_ok=True)
