@@ -175,6 +175,7 @@ def _sample(options: Sample) -> int:
         max_layers=options.max_layers,
         consensus=options.consensus,
         cumulative=options.cumulative,
+        stop_threshold=options.stop_threshold,
         refine=options.refine,
     )
     bad = [outcome for outcome in outcomes if outcome.cause is not None]
@@ -257,6 +258,7 @@ def _evaluate(options: Evaluate) -> int:
     scenes = load_dataset(options.dataset)
     make_folder(out)
     pipe = _load(None if options.weights == "default" else options.weights, options.device, options.dtype)
+    pipe.register_to_config(stop_threshold=pipe.resolve_stop_threshold(options.stop_threshold))
     predictor = pipeline_predictor(pipe, ensemble_size=options.members, num_inference_steps=options.steps)
     report = evaluate(predictor, scenes, seed=options.seed, limit=options.limit)
     behind_truth = true_mask_scores(

@@ -43,6 +43,8 @@ class Sample:
     """Rule for the mask kept of an ensemble."""
     cumulative: Literal["shared", "member"] | None = None
     """Members share the consensus as what is found so far, or each keeps its own; as the weights have it if left out."""
+    stop_threshold: float | None = None
+    """A layer is drawn if the probability that nothing is left is at most this; lower values draw fewer layers."""
     refine: bool | None = None
     """What is seen of a mask follows the picture's edges; as the weights have it if left out."""
     batch_size: int = 64
@@ -115,6 +117,8 @@ class Evaluate:
     """Denoising steps a layer."""
     seed: int = 0
     """Seed of the sampler."""
+    stop_threshold: float | None = None
+    """A layer is drawn if the probability that nothing is left is at most this; lower values draw fewer layers."""
     limit: int | None = None
     """Scenes at most."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

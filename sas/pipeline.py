@@ -241,6 +241,7 @@ class SASPipeline(DiffusionPipeline):
         mode: Literal["diffusion", "marginal"] = "diffusion",
         consensus: Literal["medoid", "mean"] | None = None,
         cumulative: Literal["shared", "member"] | None = None,
+        stop_threshold: float | None = None,
         batch_size: int = 64,
         initial_layers: np.ndarray | None = None,
         refine: bool | None = None,
@@ -256,6 +257,7 @@ class SASPipeline(DiffusionPipeline):
         generator: one integer is drawn from it for each image and takes the seed's place.
         max_layers: layers at most. mode: "diffusion" draws samples; "marginal" takes one step from noise, which gives the mean.
         cumulative: members share the consensus as their cumulative mask, or each "member" keeps its own.
+        stop_threshold: a layer is drawn if the weights' probability that nothing is left is at most this, in (0, 1]: lower values draw fewer.
         batch_size: most masks (images x members) in one call of the network; memory grows with it, results change by rounding only.
         initial_layers: bool (K, H, W) masks of layers already known, nearest first (for one image); sampling goes on behind them. What is drawn
         next and lies apart from the last of them joins it. The result has them on the mask grid, and refined masks exactly as given.
@@ -284,6 +286,7 @@ class SASPipeline(DiffusionPipeline):
             max_layers=layers,
             marginal=settings.mode == "marginal",
             shared=self.config.shared_cumulative if cumulative is None else cumulative == "shared",
+            stop_threshold=self.resolve_stop_threshold(stop_threshold),
         )
 
         if not isinstance(refine, bool | None):
@@ -505,6 +508,18 @@ class SASPipeline(DiffusionPipeline):
             consensus=config.consensus if consensus is None else consensus,  # type: ignore[arg-type]
             mode=mode,  # type: ignore[arg-type]
         )
+
+    def resolve_stop_threshold(self, value: float | None = None) -> float:
+        """`value`, or the threshold in the weights for None. ValueError unless it lies in (0, 1] and the weights have a stop output."""
+        if value is None:
+            return float(self.config.stop_threshold)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise ValueError(f"stop_threshold must lie in (0, 1], got {value!r}: lower values draw fewer layers")
+        if not self.config.stop_head:
+            raise ValueError(
+                f"stop_threshold has no effect on weights without a stop output, got {value!r}: leave it out"
+            )
+        return float(value)
 
     @property
     def rules(self) -> LoopRules:

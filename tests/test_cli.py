@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_config
 
 import sas
 from sas.__main__ import OVERVIEW, main
@@ -25,6 +26,7 @@ from sas.cli_options import Compose, Train, parse
 from sas.data.folders import ProjectFolder, SASFolders, open_scenes
 from sas.data.split import cutout_part
 from sas.demo import write_sheet
+from sas.factory import build_model, build_pipeline
 from sas.io import InputError
 from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
@@ -515,6 +517,33 @@ def test_evaluate_writes_scores(call: Call, shipped: Path, tmp_path: Path) -> No
     assert (status, err) == (0, "")
     assert json.loads((tmp_path / "scores" / "metrics.json").read_text())
     assert (tmp_path / "scores" / "metrics.md").read_text().split()[:3] == out.split()[:3]
+
+
+def test_a_stop_threshold_can_be_given(call: Call, tmp_path: Path) -> None:
+    config = tiny_config(
+        model_name="split", data_image_size=32, data_mask_size=16, data_oversample=1, model_channels=(8, 16, 16),
+        model_encoder_widths=(8, 8, 16), model_attention_sizes=(4,),
+    )  # fmt: skip
+    model = build_model(config)
+    torch.nn.init.constant_(model.head.bias, 5.0)
+    torch.nn.init.constant_(model.stop.bias, 0.0)  # nothing is left with probability 0.5
+    build_pipeline(config, model, model_id="half").save_pretrained(tmp_path / "half")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert call("compose", "--out", "scenes", *COMPOSE)[0] == 0
+    drawn = {}
+    for value in ("0.4", "0.6"):
+        common = ("--weights", "half", "--device", "cpu", "--stop-threshold", value)
+        assert call("sample", "a.png", "--out", f"out-{value}", *common)[0] == 0
+        drawn[value] = len(json.loads((tmp_path / f"out-{value}" / "a" / "result.json").read_text())["layers"])
+        options = ("--device", "cpu", "--limit", 1, "--stop-threshold", value)
+        assert call("evaluate", "half", "scenes", "--out", f"scores-{value}", *options)[0] == 0
+    assert drawn == {"0.4": 0, "0.6": 1}
+    scores = [json.loads((tmp_path / f"scores-{value}" / "metrics.json").read_text())["metrics"] for value in drawn]
+    assert scores[0]["foreground_iou"]["value"] == 0 < scores[1]["foreground_iou"]["value"]
+    for words in (("sample", "a.png", "--weights", "half"), ("evaluate", "half", "scenes")):
+        status, _, err = call(*words, "--out", "none", "--device", "cpu", "--stop-threshold", 2)
+        assert status == (2 if words[0] == "sample" else 1)
+        assert err == f"sas {words[0]}: stop_threshold must lie in (0, 1], got 2.0: lower values draw fewer layers"
 
 
 def test_evaluate_without_data(call: Call, shipped: Path, tmp_path: Path) -> None:

@@ -708,6 +708,24 @@ def test_the_stop_head_ends_the_loop() -> None:
     assert pipe(np.zeros((32, 32, 3), dtype=np.uint8)).stop.reason == "empty"
 
 
+def test_the_stop_threshold_of_a_call() -> None:
+    config = tiny_config(**SPLIT)
+    model = build_model(config)
+    nn.init.constant_(model.head.bias, 5.0)
+    nn.init.constant_(model.stop.bias, 0.0)  # nothing is left with probability 0.5
+    pipe, image = build_pipeline(config, model), np.zeros((32, 32, 3), dtype=np.uint8)
+    for threshold, reason in ((0.4, "empty"), (0.6, "no_progress"), (0.4, "empty")):  # a call leaves nothing behind
+        assert pipe(image, stop_threshold=threshold).stop.reason == reason
+        pipe.register_to_config(stop_threshold=threshold)
+        assert pipe(image).stop.reason == pipe(image, stop_threshold=None).stop.reason == reason
+    for value in (0, 1.5, True, "0.1", float("nan")):
+        with pytest.raises(ValueError, match=r"stop_threshold must lie in \(0, 1\], got .*: lower values draw fewer"):
+            pipe(image, stop_threshold=value)  # type: ignore[arg-type]
+    pipe.register_to_config(stop_head=False)
+    with pytest.raises(ValueError, match="stop_threshold has no effect on weights without a stop output, got 0.5: leave"):
+        pipe(image, stop_threshold=0.5)
+
+
 def test_saved_and_loaded(tmp_path: Path) -> None:
     pipe = build_pipeline(tiny_config(**SPLIT), small(), model_id="split")
     pipe.save_pretrained(tmp_path / "weights")
