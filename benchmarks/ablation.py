@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -111,6 +112,8 @@ def trained(name: str, seed: int, steps: int, out: Path) -> Path:
         changes["training.learning_rate"] = 3e-4
     if not (run / "pipeline" / "model_index.json").exists():
         Trainer(load_config(None, changes), run, init_from=start).run()
+        if not (run / "pipeline" / "model_index.json").exists():
+            raise SystemExit(f"stopped before the end of {run}; the same command goes on")
     return run / "pipeline"
 
 
@@ -185,7 +188,8 @@ def table(out: Path) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, cell in CELLS.items():
-        files = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-[0-9]*.json"))]
+        found = sorted(path for path in out.glob(f"{name}-*.json") if re.fullmatch(rf"{name}-\d+", path.stem))
+        files = [json.loads(path.read_text()) for path in found]
         if not files:
             continue
 

@@ -41,7 +41,8 @@ def main() -> None:
     for index in range(min(options.limit, len(scenes))):
         scene = scenes[index].drop_invisible()
         result = pipe(scene.image, seed=0)
-        ious = score_scene(scene, result).get("layer_ious", ())[:3]
+        ious = np.array(score_scene(scene, result).get("layer_ious", ())[:3], dtype=float)
+        ious = ious[~np.isnan(ious)]  # of a layer of which no pixel is known
         if len(ious):
             scored.append((statistics.fmean(ious), index, scene, result.masks_full()))
     pictures, captions = [], []

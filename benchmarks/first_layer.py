@@ -2,11 +2,12 @@
 
     python benchmarks/first_layer.py data/held_out_cutouts [--weights default] [--limit 200]
 
-The first layer drawn (the weights' own defaults, seed 0; nothing, if there is none) against the true one, both at the masks' grid. Each wrong cell
-counts as a share of their union. "missed": in an object of the true layer of which less than half is drawn. "too early": in what can be
-seen behind the true layer of an object of which more than half of that is drawn. "parts": all others in an object. "background": where
-nothing is. "at outlines": all that are within one cell of the true layer's outline, whichever they are. A cell that belongs to several
-objects counts for the first that claims it, in this order. Means over scenes with objects in a known order.
+The first layer drawn (the weights' own defaults, seed 0; nothing, if there is none) against the true one, both at the masks' grid. Cells
+whose truth is unknown, such as those under grey bars, are left out. Each wrong cell counts as a share of their union. "missed": in an
+object of the true layer of which less than half is drawn. "too early": in what can be seen behind the true layer of an object of which more
+than half of that is drawn. "parts": all others in an object. "background": where nothing is. "at outlines": all that are within one cell of
+the true layer's outline, whichever they are. A cell that belongs to several objects counts for the first that claims it, in this order.
+Means over scenes with objects in a known order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from sas.evaluation import load_dataset
 from sas.pipeline import SASPipeline
-from sas.scene import Scene
+from sas.scene import Scene, collate
 
 NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
@@ -70,7 +71,11 @@ def main() -> None:
             continue
         result = pipe(scene.image, seed=0)
         objects = result.geometry.masks_to_model(scene.amodal_masks)
-        shares, found = losses(scene, result.masks[0] if len(result) else np.zeros_like(objects[0]), objects)
+        drawn = result.masks[0] if len(result) else np.zeros_like(objects[0])
+        known = (
+            collate([scene], image_size=result.geometry.size, mask_size=result.geometry.mask_size).known[0, 0].numpy()
+        )
+        shares, found = losses(scene, drawn & known, objects & known)
         taken += found
         for name, value in shares.items():
             values[name].append(value)

@@ -45,6 +45,8 @@ def train(steps: int, out: Path) -> Path:
     run = out / f"{steps}-steps"
     if not (run / "pipeline" / "model_index.json").exists():
         Trainer(load_config(None, {**SMALL, "training.steps": steps}), run).run()
+        if not (run / "pipeline" / "model_index.json").exists():
+            raise SystemExit(f"stopped before the end of {run}; the same command goes on")
     return run / "pipeline"
 
 

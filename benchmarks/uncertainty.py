@@ -3,12 +3,13 @@
     python benchmarks/uncertainty.py data/test [--weights default] [--limit 100] [--members 3 8] [--steps 4] [--out results/uncertainty.json]
 
 Layer k of a result is compared with layer k of the truth at the resolution of the masks, over the first three layers that are both found
-and true, own cumulative masks. "hidden": pixels that true layers in front cover; "visible": all others; "boundary": within one pixel of
-the true mask's outline. Brier score and calibration error (15 bins) are over all such pixels of all pictures. "errors found": AUROC and
-AUPRC of an uncertainty map against the wrong pixels of the consensus mask, of one layer, then the mean over layers of a picture and over
-pictures; by chance AUROC is 0.5 and AUPRC the share of wrong pixels, which is printed too. "variance" is that of the members' masks, as in
-`LayeredResult.uncertainty`; "p (1 - p)" that of a pixel set with the mean probability. IoU: of the consensus mask, the mean over members, and
-the best member, which needs the truth to be picked. 95 % bootstrap intervals over pictures.
+and true, own cumulative masks. Pixels whose truth is unknown, such as those under grey bars, are left out. "hidden": pixels that true
+layers in front cover; "visible": all others; "boundary": within one pixel of the true mask's outline. Brier score and calibration error (15
+bins) are over all such pixels of all pictures. "errors found": AUROC and AUPRC of an uncertainty map against the wrong pixels of the
+consensus mask, of one layer, then the mean over layers of a picture and over pictures; by chance AUROC is 0.5 and AUPRC the share of wrong
+pixels, which is printed too. "variance" is that of the members' masks, as in `LayeredResult.uncertainty`; "p (1 - p)" that of a pixel set
+with the mean probability. IoU: of the consensus mask, the mean over members, and the best member, which needs the truth to be picked. 95 %
+bootstrap intervals over pictures.
 """
 
 from __future__ import annotations
@@ -41,27 +42,30 @@ REGIONS = ("all", "visible", "hidden", "boundary")
 LAYERS = 3
 
 
-def true_layers(scene: Scene, result: LayeredResult) -> np.ndarray:
-    """The true layers where the result's are: bool (K, m, m)."""
+def true_layers(scene: Scene, result: LayeredResult) -> tuple[np.ndarray, np.ndarray]:
+    """The true layers where the result's are, bool (K, m, m), and where the truth is known, bool (m, m)."""
     batch = collate([scene], image_size=result.geometry.size, mask_size=result.geometry.mask_size)
-    return batch.layers()[0, : int(batch.layer_counts[0])].numpy()
+    return batch.layers()[0, : int(batch.layer_counts[0])].numpy(), batch.known[0, 0].numpy()
 
 
-def regions(truth: np.ndarray, layer: int) -> dict[str, np.ndarray]:
-    """Pixels of each kind for one layer, bool (m, m)."""
+def regions(truth: np.ndarray, layer: int, known: np.ndarray) -> dict[str, np.ndarray]:
+    """Pixels of each kind for one layer, bool (m, m), where the truth is known."""
     hidden = truth[:layer].any(axis=0)
     edge = ndimage.binary_dilation(truth[layer]) & ~ndimage.binary_erosion(truth[layer])
-    return {"all": np.ones_like(hidden), "visible": ~hidden, "hidden": hidden, "boundary": edge}
+    kinds = {"all": np.ones_like(hidden), "visible": ~hidden, "hidden": hidden, "boundary": edge}
+    return {name: where & known for name, where in kinds.items()}
 
 
-def layer_scores(result: LayeredResult, layer: int, target: np.ndarray) -> dict[str, float]:
-    """Scores of one layer that stand for themselves."""
-    mask, probability = result.masks[layer], result.probability[layer].astype(np.float64)
+def layer_scores(result: LayeredResult, layer: int, target: np.ndarray, known: np.ndarray) -> dict[str, float]:
+    """Scores of one layer that stand for themselves, over the pixels of which the truth is known."""
+    seen = [result.masks[layer], result.probability[layer], result.uncertainty[layer], target, *result.members[layer]]
+    mask, probability, variance, target, *drawn = (values[known][None] for values in seen)
+    probability = probability.astype(np.float64)
     wrong = mask != target
     found = {"share of wrong pixels": float(wrong.mean()), "IoU of the consensus": iou(mask, target)}
-    members = [iou(member, target) for member in result.members[layer]]
+    members = [iou(member, target) for member in drawn]
     found |= {"IoU of a member, mean": float(np.mean(members)), "IoU of the best member": max(members)}
-    maps = {"variance": result.uncertainty[layer], "p (1 - p)": probability * (1 - probability)}
+    maps = {"variance": variance, "p (1 - p)": probability * (1 - probability)}
     for name, values in maps.items():
         found[f"errors found, AUROC, {name}"] = error_detection_auroc(values, wrong)
         found[f"errors found, AUPRC, {name}"] = pixel_average_precision(values / 0.25, wrong)
@@ -75,11 +79,11 @@ def measure(
     pictures: dict[str, list[float]] = defaultdict(list)
     for scene in tqdm(scenes, desc=f"{members} members"):
         result = pipe(scene.image, ensemble_size=members, num_inference_steps=steps, seed=0)
-        truth = true_layers(scene, result)
+        truth, known = true_layers(scene, result)
         rows = []
         for layer in range(min(LAYERS, len(truth), len(result))):
-            rows.append(layer_scores(result, layer, truth[layer]))
-            for region, where in regions(truth, layer).items():
+            rows.append(layer_scores(result, layer, truth[layer], known))
+            for region, where in regions(truth, layer, known).items():
                 pixels[region].append((result.probability[layer][where], truth[layer][where]))
         for name in rows[0] if rows else ():
             values = [row[name] for row in rows if row[name] == row[name]]

@@ -221,7 +221,9 @@ def _train(options: Train) -> int:
     )
     trainer.run()
     if trainer.main:
-        print(f"step {trainer.step} of {settings.training.steps}; best weights: {out / 'pipeline'}")
+        whole = (out / "pipeline" / "model_index.json").exists()
+        words = f"best weights: {out / 'pipeline'}" if whole else "a checkpoint is saved; the same command goes on"
+        print(f"step {trainer.step} of {settings.training.steps}; {words}")
     return 0
 
 

@@ -145,10 +145,11 @@ def pack_shards(options: Pack) -> int:
 
 
 class _Chosen(Sequence["Scene"]):
-    """The first scenes of a sequence, still read one by one. unordered: how many of those read have no order at all."""
+    """The first scenes of a sequence, still read one by one. unordered: how many of those read have no order at all. open: pairs of
+    objects in the others of which nothing says which is in front."""
 
     def __init__(self, scenes: Sequence[Scene], limit: int | None) -> None:
-        self.scenes, self.places, self.unordered = scenes, _places(scenes, limit), 0
+        self.scenes, self.places, self.unordered, self.open = scenes, _places(scenes, limit), 0, 0
         if (told := getattr(scenes, "told", None)) is not None:
             told.add("order-unknown")  # the count comes at the end
 
@@ -156,8 +157,11 @@ class _Chosen(Sequence["Scene"]):
         return len(self.places)
 
     def __getitem__(self, index: Any) -> Any:
+        from sas.scene import open_pairs
+
         scene = self.scenes[self.places[index]]
         self.unordered += scene.order_matrix is None
+        self.open += len(open_pairs(scene))
         return scene
 
 
@@ -171,7 +175,7 @@ def _tell_order(chosen: _Chosen) -> None:
         )
         words = f"order-none: {which} who is in front; scenes without an order have no layers and cannot be trained on"
         print(f"WARNING {words}", file=sys.stderr)
-    if pairs := getattr(chosen.scenes, "counts", {}).get("order-unknown", 0):
+    if pairs := chosen.open:
         words = f"order-unknown: {pairs} pair{'' if pairs == 1 else 's'} of objects overlap and nothing says which is in front"
         cure = "neither counts as in front in what was written; `sas data check` names each"
         print(f"WARNING {words}; {cure}", file=sys.stderr)

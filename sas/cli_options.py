@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
@@ -257,7 +258,7 @@ def _parse(command: type[Any], arguments: list[str], program: str | None, file: 
     if command is not Train:
         return tyro.cli(command, args=arguments, prog=program, description=command.__doc__)
     settings = load_config(file)
-    arguments = list(_unset(arguments))
+    arguments = list(_plain(arguments))
 
     def parsed() -> Any:
         default = Train(settings=settings)
@@ -273,26 +274,36 @@ def _parse(command: type[Any], arguments: list[str], program: str | None, file: 
     return parsed()
 
 
-def _unset(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments with None for null, as YAML writes it, where it is the value of a field that may have none."""
-    option = ""
-    for word in arguments:
-        if word.startswith("--"):
-            option, _, value = word.partition("=")
-            yield f"{option}=None" if value == "null" and _may_be_none(option) else word
+def _plain(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments as the parser wants them: None for the null of YAML where a field may have none, an option alone for a list or mapping
+    that is to be empty, and --section.field or --section.no-field for a truth value that is written out."""
+    places = [at for at, word in enumerate(arguments) if word.startswith("--")] + [len(arguments)]
+    yield from arguments[: places[0]]
+    for at, end in pairwise(places):
+        option, equals, value = arguments[at].partition("=")
+        values = [value] if equals else list(arguments[at + 1 : end])
+        kind = _kind(option)
+        if values[:1] in (["None"], ["null"]) and type(None) in get_args(kind):
+            yield from (option, "None", *values[1:])
+        elif values in (["None"], ["null"]) and get_origin(kind) in (tuple, dict):
+            yield option
+        elif kind is bool and values and values[0].lower() in ("true", "false"):
+            section, _, name = option.removeprefix("--").partition(".")
+            yield from (option if values[0].lower() == "true" else f"--{section}.no-{name}", *values[1:])
         else:
-            yield "None" if word == "null" and _may_be_none(option) else word
+            yield from arguments[at:end]
 
 
-def _may_be_none(option: str) -> bool:
+def _kind(option: str) -> Any:
+    """Type of the field of the configuration that an option sets, None if it sets none."""
     section, _, name = option.removeprefix("--").replace("-", "_").partition(".")
     kind = Config.model_fields[section].annotation if section in Config.model_fields else None
     fields = getattr(kind, "model_fields", {})
-    return name in fields and type(None) in get_args(fields[name].annotation)
+    return fields[name].annotation if name in fields else None
 
 
 def _overrides(arguments: Sequence[str], settings: Config) -> dict[str, Any]:
-    """{"section.field": value} of the options that name a field and give it a value."""
+    """{"section.field": value} of the options that name a field."""
     found: dict[str, Any] = {}
     for place, word in enumerate(arguments):
         option, equals, value = word.partition("=")
@@ -304,8 +315,14 @@ def _overrides(arguments: Sequence[str], settings: Config) -> dict[str, Any]:
             if equals
             else list(itertools.takewhile(lambda one: not one.startswith("--"), arguments[place + 1 :]))
         )
-        if option.startswith("--") and field in known and given:
+        if not option.startswith("--"):
+            continue
+        if field in known and (given or get_origin(known[field].annotation) in (tuple, dict)):
             found[name] = _value(known[field].annotation, given)
+        elif field in known and known[field].annotation is bool:
+            found[name] = True
+        elif field.startswith("no_") and field[3:] in known:
+            found[f"{section}.{field[3:]}"] = False
     return found
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,7 +24,19 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     """Base of all sections: frozen, and no field that is not declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_empties(cls, values: Any) -> Any:
+        """null for a list or a mapping is an empty one."""
+        if not isinstance(values, dict):
+            return values
+        empty: dict[Any, Any] = {tuple: (), dict: {}}
+        kinds = {name: get_origin(field.annotation) for name, field in cls.model_fields.items()}
+        return {name: empty.get(kinds.get(name), value) if value is None else value for name, value in values.items()}
 
 
 class DataSettings(Settings):
@@ -494,6 +506,7 @@ _PLAIN: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), _WHOLE),
     **dict.fromkeys(("float_type", "float_parsing"), _NUMBER),
     **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "pass one of them")),
+    "finite_number": ("a finite number", "pass one, or null where that is allowed"),
     "string_type": ("a text", "pass a text"),
     "literal_error": ("{expected}", "choose one of them"),
     "tuple_type": ("a list", "pass a list"),

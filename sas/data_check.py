@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from sas.data.folders import ProjectFolder, SASFolders, write_project
 from sas.data.formats.assemble import ROUNDING, AnnotatedScenes
+from sas.data.formats.cocoa import CocoaScenes
 from sas.data.formats.modal_set import ModalSet
 from sas.data.formats.raw import Action, Defect, RawScene
 from sas.data.formats.report import UNREADABLE, Report, Uses, line, markdown
@@ -35,7 +36,7 @@ from sas.data.instances import WholeRule
 from sas.io import InputError, atomic_folder, write_json
 from sas.masks import area
 from sas.pictures import read_image, read_mask
-from sas.scene import Scene
+from sas.scene import Scene, open_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,12 @@ def _walk(
     missing = 0
     known_twice = {defect.image for defect in report.defects if defect.code == "image-twice"}
     taken: set[str] = set()
+    owners: dict[Path, str] = {}
     for index in range(total):
-        id, scene, defects = _look(scenes, index)
+        id, scene, defects, picture = _look(scenes, index)
+        if picture is not None and (owner := owners.setdefault(picture, id)) != id:
+            words = f"it is read from {picture}, as {owner} is; if names of pictures begin with folders, name the one they start from"
+            defects.append(Defect("error", "image-twice", words, "keep", image=id))
         if id in taken and id not in known_twice:
             defects.append(Defect("error", "image-twice", "an earlier picture has the same id", "keep", image=id))
         taken.add(id)
@@ -139,13 +144,14 @@ def _no_order(report: Report, cure: str) -> Defect:
     return Defect("warning", "order-none", words, "keep")
 
 
-def _look(scenes: Sequence[Scene], index: int) -> tuple[str, Scene | None, list[Defect]]:
-    """Id, mended scene and defects of a picture; no scene if it is refused."""
-    id = f"#{index + 1}"
+def _look(scenes: Sequence[Scene], index: int) -> tuple[str, Scene | None, list[Defect], Path | None]:
+    """Id, mended scene and defects of a picture; no scene if it is refused. And its file, where each file is of one picture."""
+    id, picture = f"#{index + 1}", None
     try:
         if isinstance(scenes, AnnotatedScenes):
             raw, _ = scenes.raw(index)
             id = raw.id
+            picture = None if isinstance(scenes, CocoaScenes) else raw.image  # which may be drawn by several
             scene, defects = scenes.inspect(index)
             if scene is not None:
                 defects = [*defects, *_overlooked(raw, scene, defects)]
@@ -153,9 +159,9 @@ def _look(scenes: Sequence[Scene], index: int) -> tuple[str, Scene | None, list[
             id = _id(scenes, index)
             scene = scenes[index]
             id, defects = scene.id, list(_findings(scene))
-        return id, None if scene is None else mend(scene), list(defects)
+        return id, None if scene is None else mend(scene), list(defects), picture
     except Exception as error:  # hostile data raises nearly every kind, and one picture must not end the whole check
-        return id, None, [replace(_diagnosis(scenes, index, error), image=id)]
+        return id, None, [replace(_diagnosis(scenes, index, error), image=id)], picture
 
 
 def _overlooked(raw: RawScene, scene: Scene, defects: Sequence[Defect]) -> Iterator[Defect]:
@@ -169,7 +175,7 @@ def _overlooked(raw: RawScene, scene: Scene, defects: Sequence[Defect]) -> Itera
             yield Defect("error", "object-twice", f"{times} objects have this id", "keep", image=raw.id, object=one)
     some = sum(one.visible is not None or one.invisible is not None for one in raw.objects)
     if some and len(scene) and scene.visible_masks is None:
-        words = f"only {some} of {len(raw.objects)} objects have a visible mask; none is used"
+        words = f"only {some} of {len(raw.objects)} objects have a visible mask; they are used for the order alone"
         yield Defect("warning", "visible-some", words, "drop", image=raw.id)
 
 
@@ -198,6 +204,10 @@ def _findings(scene: Scene) -> Iterator[Defect]:
         elif seen is not None and (share := float((seen[i] & ~full).sum() / seen[i].sum())) > ROUNDING:
             words = f"{share:.1%} of the visible mask lies outside the amodal mask"
             yield Defect("warning", "visible-outside", words, "keep", scene.id, str(i))
+    for i, j in open_pairs(scene):
+        yield Defect(
+            "warning", "order-unknown", f"nothing says which of {i} and {j} is in front", "keep", scene.id, str(i)
+        )
     if scene.order_matrix is not None and scene.assignment.cut_edges:
         cut = ", ".join(f"{i} in front of {j}" for i, j in scene.assignment.cut_edges)
         words = f"the order runs in a circle; for the layers it is cut at {cut}"
@@ -332,6 +342,7 @@ def run_check(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}; leave it out to look at all pictures")
     _check_targets(out, repair)
+    _rehearse(out)
     report, sheet = Report(data="" if data is None else str(data)), Sheet()
 
     def tell(defect: Defect) -> None:
@@ -342,6 +353,7 @@ def run_check(
         opened = _open(scenes)
         if repair is not None:
             _check_outside(repair, _sources(opened, data))
+            _rehearse(repair)
         with tqdm(
             total=min(len(opened), limit or len(opened)), unit="picture", disable=None, dynamic_ncols=True
         ) as bar:
@@ -366,6 +378,17 @@ def run_check(
     if repair is not None and not report.repaired:
         raise InputError(f"cannot write {repair}: no picture is left to copy; mend the errors at their source first")
     return report.status
+
+
+class _Rehearsed(Exception):
+    """A folder could be written."""
+
+
+def _rehearse(target: str | Path | None) -> None:
+    """InputError if a folder cannot be written: now, and not after hours of looking."""
+    if target is not None:
+        with suppress(_Rehearsed), atomic_folder(target):
+            raise _Rehearsed
 
 
 class _CannotRead(InputError):
@@ -395,11 +418,6 @@ def _write_copy(target: str | Path, walk: Iterator[Scene], report: Report, *, mo
     def copied() -> Iterator[Scene]:
         taken: set[str] = set()
         for scene in chain([first], walk):
-            if scene.min_overlap != first.min_overlap:
-                raise InputError(
-                    f"min_overlap must be the same in all scenes of a copy, got {first.min_overlap} and {scene.min_overlap} in "
-                    f"{scene.id}; copy them apart"
-                )
             plain = re.sub(r"[/\\\0]", "_", scene.id).lstrip(".") or "scene"
             names = chain([plain], (f"{plain}-{number}" for number in count(2)))
             id = next(name for name in names if name not in taken)
@@ -416,7 +434,8 @@ def _write_copy(target: str | Path, walk: Iterator[Scene], report: Report, *, mo
 def _write_report(out: str | Path, report: Report, picture: np.ndarray | None) -> None:
     with atomic_folder(out) as folder:
         write_json(folder / "report.json", report.as_json())
-        (folder / "report.md").write_text(markdown(report, sheet=picture is not None), encoding="utf-8")
+        text = markdown(report, sheet=picture is not None)
+        (folder / "report.md").write_bytes(text.encode("utf-8", errors="replace"))  # names of files may be no text
         if picture is not None:
             Image.fromarray(picture).save(folder / "sheet.png")
 

@@ -15,6 +15,7 @@ from sas.data.atlas import Atlas, cutout_files
 from sas.data.augment import Augmentation
 from sas.data.backgrounds import load_backgrounds, render_backgrounds
 from sas.data.composer import Composer, SceneStyle
+from sas.data.folders import ProjectFolder
 from sas.data.formats.mask_folder import MaskFolders
 from sas.data.formats.registry import FORMATS, open_format
 from sas.data.shards import Shards
@@ -290,6 +291,10 @@ def _check_order(scenes: Sequence[Scene], data: DataSettings, *, validation: boo
         )
     if isinstance(scenes, MaskFolders) and (folder := scenes.without_order()):
         raise InputError(f"{place} must say who is in front in each folder, got none in {folder}; {scenes.order_cure}")
+    if isinstance(scenes, ProjectFolder) and (id := scenes.without_order()):
+        raise InputError(
+            f"{place} must say who is in front in each scene, got order null in scene {id}; add it, or leave the scene out"
+        )
 
 
 def check_data(data: DataSettings) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sas.geometry import Geometry, in_unit_range
-from sas.masks import area, check_mask, check_shape, cumulative, layer_masks, visible
+from sas.masks import area, check_mask, check_shape, cumulative, layer_masks, overlap_areas, visible
 from sas.order import (
     DEFAULT_MIN_OVERLAP,
     LayerAssignment,
@@ -236,6 +236,21 @@ class SceneBatch:
         count = int(self.layer_counts.max()) if len(self) else 0
         member = self.layer_index[:, None, :] == torch.arange(count, device=self.layer_index.device)[None, :, None]
         return (member.float() @ self.amodal_masks.flatten(2).float() > 0).unflatten(2, self.amodal_masks.shape[-2:])
+
+
+def open_pairs(scene: Scene) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of objects that share more than `min_overlap` of the smaller one while neither the order nor what is seen says
+    which is in front; none if nothing is known of the order at all."""
+    if scene.order_matrix is None:
+        return []
+    shared = overlap_areas(scene.amodal_masks)
+    areas = np.diagonal(shared)
+    said = scene.order_matrix | scene.order_matrix.T
+    if scene.visible_masks is not None:
+        seen = contested_area(scene.amodal_masks, scene.visible_masks)
+        said = said | (seen + seen.T > 0)
+    open = (shared > scene.min_overlap * np.minimum(areas[:, None], areas[None, :])) & ~said
+    return [(int(i), int(j)) for i, j in np.argwhere(np.triu(open, 1))]
 
 
 def collate(scenes: Sequence[Scene], *, image_size: int, mask_size: int) -> SceneBatch:

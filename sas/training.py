@@ -50,6 +50,9 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = ("training.steps", "data.workers", "logging.")
 """Fields that a resumed run may change: length, workers, and all that is only written."""
 
+ECHO = 1.0
+"""Seconds after a signal in which another one is taken for the same."""
+
 HOW_VALIDATED = ("validation_scenes", "validation_steps", "validation_members")
 """Fields of `logging` without which scores cannot be compared."""
 
@@ -138,8 +141,8 @@ class Trainer:
                 self._check_same_run(checkpoint)
             self._fresh = checkpoint is None
             self._build()
-            if self._restart and self.main:
-                self._set_aside()
+            if self.main and (self._restart or (checkpoint is None and self._has_pipeline())):
+                self._set_aside()  # also what is left of a run whose checkpoints were deleted
             self.accelerator.wait_for_everyone()
             if checkpoint:
                 self._restore(checkpoint)
@@ -196,10 +199,13 @@ class Trainer:
         bar.close()
         if self._told_to_leave:
             return  # told to leave: the checkpoint is written, and a validation would keep others waiting
-        (no_pipeline,) = self._summed(float(self.main and not (self.out / "pipeline" / "model_index.json").exists()))
+        (no_pipeline,) = self._summed(float(self.main and not self._has_pipeline()))
         if no_pipeline or (self.max_minutes is not None and self.validated != self.step):
             self._validate(tracking)
             self._save(tracking)
+
+    def _has_pipeline(self) -> bool:
+        return (self.out / "pipeline" / "model_index.json").exists()
 
     def _validation_due(self) -> bool:
         at_its_step = self.step % self.config.logging.validate_every == 0 or self.step == self.config.training.steps
@@ -453,7 +459,7 @@ class Trainer:
             if tracking:
                 tracking.write(self.step, scores.to_dict())
                 tracking.write_picture(self.step, "samples", picture)
-            if scores.score > self.best or not (self.out / "pipeline" / "model_index.json").exists():
+            if scores.score > self.best or not self._has_pipeline():
                 self.best = scores.score
                 pipe.save_pretrained(self.out / "pipeline", saved_weights=cadence.saved_weights)
         self.validated = self.step
@@ -494,12 +500,16 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGTERM, SIGINT or SIGUSR1 finishes the step, saves and leaves; a second one ends at once."""
+        """The first SIGTERM, SIGINT or SIGUSR1 finishes the step, saves and leaves; one after `ECHO` seconds ends at once. Where a signal goes
+        to a whole group of processes, a launcher among them passes it on, so that it comes twice."""
+        first = 0.0
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if self._stop_signal is not None:
+            nonlocal first
+            if self._stop_signal is None:
+                self._stop_signal, first = number, time.monotonic()
+            elif time.monotonic() - first > ECHO:
                 os._exit(128 + number)
-            self._stop_signal = number
 
         handled = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
         try:

@@ -312,6 +312,22 @@ def test_null_unsets_nothing_but_fields_that_may_be_unset(call: Call, tmp_path: 
         assert call("train", *steps) == (2, "", f"sas train: the command line: {message}")
 
 
+def test_lists_are_emptied_and_truth_values_written_out(call: Call, tmp_path: Path) -> None:
+    text = (
+        "data: {cutouts: [nowhere], rendered: true, families: [vase]}\nmodel: {channels: [8, 16, 16], norm_groups: 4}\n"
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    common = ("train", "mine.yaml", "--dry-run", *QUICK)
+    for nothing in (("--data.cutouts", "None"), ("--data.cutouts=null",), ("--data.cutouts",)):
+        for rendered in (("--data.rendered", "False"), ("--data.rendered=false",), ("--data.no-rendered",)):
+            status, out, err = call(*common, *nothing, *rendered)
+            assert (status, err) == (0, "") and "data: 2 rendered classes" in out
+    assert call(*common, "--data.cutouts", "None", "--data.rendered", "True", "--sampling.refine", "True")[0] == 2
+    status, _, err = call(*common, "--data.no-rendered")
+    words = "data: cutouts excludes families, which would have no effect: remove one of them, or set rendered"
+    assert (status, err) == (2, f"sas train: the command line: {words}")
+
+
 def test_training_that_cannot_start_is_one_line(call: Call, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     scenes = tmp_path / "scenes"

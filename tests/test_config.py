@@ -96,7 +96,8 @@ def test_keys_with_dots_in_a_file(tmp_path: Path, text: str, message: str) -> No
         ("training.seed", -1, "at least 0: pass 0 or more"),
         ("training.seed", 1_000_000, "at most 999999: pass 999999 or less"),
         ("training.learning_rate", 0, "more than 0: pass a larger number"),
-        ("training.learning_rate", float("nan"), "less than 1: pass a smaller number"),
+        ("training.learning_rate", float("nan"), "a finite number: pass one, or null where that is allowed"),
+        ("training.max_grad_norm", float("inf"), "a finite number: pass one, or null where that is allowed"),
         ("training.learning_rate", "1e-4x", "a number: pass a number"),
         ("training.ema_decay", 1.0, "less than 1: pass a smaller number"),
         ("training.max_grad_norm", 0, "more than 0: pass a larger number"),
@@ -217,6 +218,14 @@ def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
     config = load_config(path)
     assert (config.training.learning_rate, config.training.steps, config.diffusion.beta_start) == (1e-4, 30, 1e-5)
     assert isinstance(config.training.learning_rate, float)
+
+
+def test_null_makes_lists_and_mappings_empty(tmp_path: Path) -> None:
+    path = written(tmp_path, "data:\n  scenes: x\n  fields: null\n  cutouts: null\nmodel:\n  fusion: null\n")
+    config = load_config(path, {"data.families": None})
+    assert (config.data.fields, config.data.cutouts, config.data.families, config.model.fusion) == ({}, (), (), ())
+    with pytest.raises(ConfigError, match="data.objects"):
+        load_config(None, {"data.objects": None})  # which may not be empty
 
 
 def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:

@@ -228,7 +228,9 @@ PLANTED: dict[str, tuple[Callable[[RawScene], RawScene], list[str]]] = {
     ),
     "some visible": (
         lambda r: replace(r, objects=(replace(r.objects[0], visible=rle_encode(NEAR)), r.objects[1])),
-        ["WARNING image=p1 object=- visible-some: only 1 of 2 objects have a visible mask; none is used; dropped"],
+        [
+            "WARNING image=p1 object=- visible-some: only 1 of 2 objects have a visible mask; they are used for the order alone; dropped"
+        ],
     ),
     "stuff": (
         lambda r: replace(
@@ -295,7 +297,8 @@ def test_each_planted_defect_gives_its_line_and_is_gone_from_the_copy(name: str,
     assert told[-1].endswith(f" errors={errors} warnings={len(expected) - errors} repaired={kept}")
     copy = ProjectFolder(tmp_path / "copy")
     assert len(copy) == kept
-    assert lines_of(copy)[0] == 0 and len(lines_of(copy)[1]) == 1
+    left = [line.split()[3] for line in lines_of(copy)[1][:-1]]
+    assert lines_of(copy)[0] == 0 and left == (["order-unknown:"] if name == "unknown" else [])  # a copy knows no more
 
 
 def test_the_end_of_a_jpeg_is_looked_for_behind_its_head(tmp_path: Path) -> None:
@@ -381,7 +384,7 @@ def test_pictures_with_one_id_are_told_once_and_both_stay_in_the_copy(tmp_path: 
 
 
 def test_ids_that_are_no_file_names_are_renamed_in_the_copy(tmp_path: Path) -> None:
-    records = [replace(good(tmp_path / "data"), id=id) for id in ("a/b", "a_b", "../x", "...")]
+    records = [replace(good(tmp_path / "data", f"p{k}"), id=id) for k, id in enumerate(("a/b", "a_b", "../x", "..."))]
     assert lines_of(Listed(*records), repair=tmp_path / "copy")[0] == 0
     assert [scene.id for scene in ProjectFolder(tmp_path / "copy")] == ["a_b", "a_b-2", "_x", "scene"]
 
@@ -817,15 +820,64 @@ def test_the_copy_keeps_what_is_known_and_whether_it_is_complete(tmp_path: Path)
     assert not again.complete and again.known is not None and np.array_equal(again.known, box(0, 0, 20, 32))
 
 
-def test_the_copy_keeps_min_overlap_and_refuses_a_mixture(tmp_path: Path) -> None:
+def test_the_copy_keeps_min_overlap_also_where_scenes_differ(tmp_path: Path) -> None:
     loose = scene_of(np.stack([NEAR]), min_overlap=0.2)
-    lines_of([loose], repair=tmp_path / "copy")
-    assert ProjectFolder(tmp_path / "copy")[0].min_overlap == 0.2
-    with pytest.raises(
-        InputError, match=r"min_overlap must be the same in all scenes of a copy, got 0\.2 and 0\.01 in t"
-    ):
-        lines_of([loose, scene_of(np.stack([NEAR]), id="t")], repair=tmp_path / "mixed")
-    assert not (tmp_path / "mixed").exists()
+    assert lines_of([loose, scene_of(np.stack([NEAR]), id="t")], repair=tmp_path / "copy")[0] == 0
+    assert [scene.min_overlap for scene in ProjectFolder(tmp_path / "copy")] == [0.2, 0.01]
+
+
+def test_what_cannot_be_written_is_told_before_the_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+
+    class Watched(Listed):
+        def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
+            looked.append(index)
+            return super().raw(index)
+
+    (tmp_path / "file").write_text("")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    scenes = Watched(good(tmp_path / "data"))
+    for target in (".", here, tmp_path / "file" / "report"):
+        with pytest.raises(InputError, match="cannot write "):
+            lines_of(scenes, out=target)
+    assert not looked and not any(here.iterdir())
+    for target in (".", tmp_path / "file" / "copy"):
+        with pytest.raises(InputError, match="cannot write "):
+            lines_of(scenes, repair=target)
+    assert set(looked) <= {0}  # the first tells where the pictures are
+
+
+def test_a_report_names_files_whose_names_are_no_text(tmp_path: Path) -> None:
+    record = replace(good(tmp_path / "data"), id="donn\udce9es")
+    record.image.unlink()
+    assert lines_of(Listed(record), out=tmp_path / "report", data="donn\udce9es")[0] == 1
+    assert "donn?es" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_two_records_of_one_picture_are_told(tmp_path: Path) -> None:
+    """As where pictures of several cameras have the same names, and the folder of one of them was named."""
+    record = good(tmp_path / "data")
+    status, told = lines_of(Listed(record, replace(record, id="p2"), good(tmp_path / "data", "p3")))
+    assert status == 1 and len(told) == 2
+    assert (
+        told[0].startswith("ERROR image=p2 object=- image-twice: it is read from ")
+        and ", as p1 is; if names" in told[0]
+    )
+
+
+def test_open_pairs_of_a_project_are_told_and_copies_of_circles_have_none(tmp_path: Path) -> None:
+    status, told = lines_of(project(tmp_path / "a", scene_of(np.stack([NEAR, FAR]))))
+    assert status == 0 and len(told) == 2
+    assert told[0].startswith("WARNING image=s object=0 order-unknown: nothing says which of 0 and 1 is in front")
+    masks = np.stack([box(0, 0, 10, 20), box(5, 5, 15, 25), box(8, 2, 20, 12)])
+    circle = project(tmp_path / "b", scene_of(masks, (0, 1), (1, 2), (2, 0)))
+    told = lines_of(circle, repair=tmp_path / "copy")[1]
+    assert len(told) == 2 and " order-cycle: " in told[0]
+    assert len(lines_of(ProjectFolder(tmp_path / "copy"))[1]) == 1
 
 
 def test_where_a_copy_may_not_go(tmp_path: Path) -> None:
@@ -909,7 +961,7 @@ def test_the_sheet_shows_the_worst_first_and_the_rest_spread_evenly(tmp_path: Pa
 
 def test_a_set_without_any_order_is_told_so_once(tmp_path: Path) -> None:
     record = good(tmp_path)
-    none = [replace(record, id=f"n{k}", ordered=False) for k in range(3)]
+    none = [replace(good(tmp_path, f"n{k}"), ordered=False) for k in range(3)]
     what = "so there are no layers, and layers cannot be trained on {}; drawing and scores without order work; to train, add an order to the files"
     assert lines_of(Listed(*none)) == (
         0,

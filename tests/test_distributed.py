@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,17 @@ def test_half_precision_on_a_cpu_that_emulates_it_is_refused(precision: str, mon
     ):
         check_precision(precision, cpu=True)
     check_precision("no", cpu=True)
+
+
+@pytest.mark.parametrize(("told", "refused"), [("true", True), ("1", True), ("false", False), ("", False)])
+def test_half_precision_where_accelerate_was_told_to_stay_on_the_cpu(
+    told: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", told)
+    with pytest.raises(LaunchError, match="training.precision must be") if refused else nullcontext():
+        check_precision("bf16")
 
 
 @pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_bf16"])

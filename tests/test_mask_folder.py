@@ -99,6 +99,24 @@ def test_training_tells_of_a_folder_without_order_before_it_begins(tmp_path: Pat
             look(both)
 
 
+def test_training_tells_of_an_order_of_which_nothing_can_be_used(tmp_path: Path) -> None:
+    for name, order in (("a", '[["front", "back"]]'), ("b", '[["Front", "Back"]]')):
+        save(tmp_path / name, {"back": BACK, "front": FRONT})
+        (tmp_path / name / "order.json").write_text(order)
+    with pytest.raises(
+        InputError, match=r"must say who is in front in each folder, got none in b; to train, give each"
+    ):
+        check_data(DataSettings(scenes=str(tmp_path), format="masks"))
+
+
+def test_a_preview_beside_the_folders_is_no_scene(tmp_path: Path) -> None:
+    save(tmp_path / "a", {"back": BACK})
+    save(tmp_path, {}, image="image.png")
+    assert [scene.id for scene in MaskFolders(tmp_path)] == ["a"]
+    save(tmp_path, {"front": FRONT}, image="image.png")  # with a mask it is one
+    assert [scene.names for scene in MaskFolders(tmp_path)] == [("front",)]
+
+
 def test_the_order_may_be_mutual_and_may_leave_pairs_open(tmp_path: Path) -> None:
     folder = save(tmp_path / "one", {"a": BACK, "b": FRONT, "c": BACK})
     (folder / "order.json").write_text('[["a", "b"], ["b", "a"], ["x", "a"]]')

@@ -225,7 +225,7 @@ def test_a_labelme_file_that_cannot_be_read_refuses_its_picture_alone(tmp_path: 
     (tmp_path / "a.json").write_text(record)
     scenes = LabelmeScenes(tmp_path)
     scene, defects = scenes.inspect(0)
-    assert scene is None and [defect.action for defect in defects] == ["refuse"]
+    assert scene is None and [defect.action for defect in defects if defect.code != "unannotated"] == ["refuse"]
     with pytest.raises(InputError, match=f"image a cannot be used: .*{words.removeprefix('refuse: ')}"):
         scenes[0]
     assert len(scenes[1]) == 1
@@ -249,6 +249,42 @@ def test_the_picture_of_a_moved_labelme_file_is_found_beside_it(tmp_path: Path, 
     (tmp_path / "set" / "a.png").unlink()
     _, defects = LabelmeScenes(tmp_path / "set").inspect(0)
     assert [one.code for one in defects if one.severity == "error"] == ["image-missing"]
+
+
+def test_a_picture_that_nobody_has_drawn_on_is_told(tmp_path: Path) -> None:
+    save_labelme(tmp_path / "labelme", [])
+    save_cvat(tmp_path / "cvat", '<tag label="good"></tag>', polygon(FRONT))
+    for scenes, count in ((LabelmeScenes(tmp_path / "labelme"), 1), (CvatScenes(tmp_path / "cvat"), 2)):
+        told = [scenes.inspect(k)[1] for k in range(count)]
+        assert codes(told[0]) == [("", "unannotated", "keep")] and told[0][0].severity == "warning"
+        assert not any(told[1:])
+
+
+def test_an_object_of_which_a_part_is_lost_is_no_whole_one(tmp_path: Path) -> None:
+    part = box(H, W, 1, 20, 4, 28)
+    broken = shape(part, "cup", group_id=1, shape_type="mask", points=[[0, 0], [2, 2]], mask="%%")
+    line = {**shape(part, "cup", group_id=2), "shape_type": "line"}  # encloses nothing, so nothing is missing
+    save_labelme(tmp_path, [shape(BACK, "cup", group_id=1), broken, shape(FRONT, "cup", group_id=2), line])
+    scene, defects = LabelmeScenes(tmp_path).inspect(0)
+    assert scene is not None and (scene.amodal_masks == [FRONT]).all() and not scene.complete
+    assert scene.known is not None and (scene.known == ~BACK).all()
+    assert codes(defects)[-1] == ("shapes[0]", "field", "drop") and len(defects) == 3
+    assert "a part of this object (cup, group 1) could not be read, so all of it is left out" in str(defects[-1])
+    torn = '<ellipse label="cup" cx="3" cy="x" rx="2" ry="2" group_id="4"/>'
+    folder = save_cvat(tmp_path / "cvat", polygon(BACK, "cup", more='group_id="4"') + torn + polygon(FRONT))
+    scene, defects = CvatScenes(folder).inspect(0)
+    assert scene is not None and (scene.amodal_masks == [FRONT]).all() and not scene.complete
+    assert codes(defects) == [("ellipse 2", "field", "drop"), ("polygon 1", "field", "drop")]
+
+
+def test_pictures_in_folders_below_the_one_named_are_found(tmp_path: Path) -> None:
+    folder = save_labelme(tmp_path / "json", [shape(BACK)], imagePath="sub/a.png")
+    (tmp_path / "pictures" / "sub").mkdir(parents=True)
+    (folder / "a.png").rename(tmp_path / "pictures" / "sub" / "a.png")
+    assert len(LabelmeScenes(folder, images=tmp_path / "pictures")[0]) == 1
+    for open in (LabelmeScenes, CvatScenes):
+        with pytest.raises(InputError, match="images must name the folder of the pictures, found nothing at .*gone"):
+            open(save_cvat(folder, ""), images=tmp_path / "gone")
 
 
 def test_labelme_paths(tmp_path: Path) -> None:
@@ -445,6 +481,7 @@ def test_cvat_paths(tmp_path: Path) -> None:
         CvatScenes(save_cvat(tmp_path))
     file = tmp_path / "set.xml"
     file.write_text('<annotations><image name="a > b/1.png"/><image name="a > b/1.jpg"/></annotations>')
+    (tmp_path / "photos").mkdir()
     scenes = CvatScenes(file, images=tmp_path / "photos")
     assert scenes.raw(0)[0].image == tmp_path / "photos" / "a > b" / "1.png"
     assert [scenes.raw(i)[0].id for i in (0, 1)] == ["a > b_1"] * 2

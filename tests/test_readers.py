@@ -421,6 +421,42 @@ def test_pairs_of_unknown_order_are_told_once_with_their_number(
     assert "pairs like this in the picture: 3. Neither counts as in front" in message
 
 
+def test_where_an_object_without_an_amodal_mask_is_seen_the_truth_is_unknown(tmp_path: Path) -> None:
+    records = [annotation(7, **D2SA[1]), annotation(8, **{**D2SA[2], "segmentation": None}), annotation(9)]
+    path = write_file(tmp_path / "d2sa", [image_record()], records)
+    scene, defects = CocoScenes(path, preset="d2sa", images=path.parent).inspect(0)
+    assert scene is not None and len(scene) == 1 and not scene.complete
+    assert scene.known is not None and (scene.known == ~ALONE).all()
+    assert [one[1:] for one in codes(defects)] == [("field", "drop", "1", "8"), ("field", "drop", "1", "9")]
+    regions = [
+        {"order": 1, "segmentation": POLYGONS["front"]},
+        {"order": 2, "visible_mask": rle_encode(ALONE)},
+        {"order": 3, "segmentation": POLYGONS["behind"], "invisible_mask": {"size": [1, 1], "counts": "1"},
+         "visible_mask": rle_encode(BEHIND & ~FRONT)},
+    ]  # fmt: skip
+    drawing = {"id": 1, "image_id": 1, "author": "a", "regions": regions, "depth_constraint": "1-2,1-3"}
+    cocoa = tmp_path / "cocoa" / "set.json"
+    write_picture(cocoa.parent / "1.png")
+    cocoa.write_text(json.dumps({"images": [image_record()], "annotations": [drawing]}))
+    scene, defects = CocoaScenes(cocoa, images=cocoa.parent).inspect(0)
+    assert scene is not None and not scene.complete and scene.layer_index.tolist() == [0, 1]
+    assert scene.known is not None and (scene.known == ~ALONE).all()
+    assert (scene.amodal_masks == [FRONT, BEHIND]).all(), "a mask that is not needed costs no object"
+    assert [(one[0], *one[2:]) for one in codes(defects)] == [("error", "drop", "1", "2"), ("error", "keep", "1", "3")]
+
+
+def test_cocoa_without_a_drawing_is_refused(tmp_path: Path) -> None:
+    path = write_file(tmp_path, [image_record()], [annotation(1, 99, author="a", regions=[])])
+    with pytest.raises(InputError, match="annotations .*set.json must hold a drawing of a picture, got none; name"):
+        CocoaScenes(path, images=tmp_path)
+
+
+def test_hidden_files_beside_the_annotations_are_none(tmp_path: Path) -> None:
+    write_file(tmp_path, [image_record()], [annotation(7, **KINS[1])])
+    (tmp_path / "._set.json").write_bytes(b"\0\5")
+    assert len(open_format(tmp_path, format="kins")) == 1
+
+
 def test_what_is_seen_of_a_lost_object_is_unknown_and_not_empty(tmp_path: Path) -> None:
     records = [
         annotation(1, a_segm=[POLYGONS["front"]], i_segm=[POLYGONS["front"]], a_bbox=[2, 2, 12, 10], oco_id=0),

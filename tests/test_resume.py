@@ -84,11 +84,11 @@ def train(config: Any, out: Path, *, at: int = -1, do: Callable[[], object] = la
     Disturbed(config, out, cpu=True, progress=False).run()
 
 
-def send(name: str, times: int = 1) -> Callable[[], None]:
+def send(name: str, times: int = 1, pause: float = 0.01) -> Callable[[], None]:
     def act() -> None:
         for _ in range(times):
             os.kill(os.getpid(), getattr(signal, name))
-            time.sleep(0.01)
+            time.sleep(pause)
 
     return act
 
@@ -138,8 +138,9 @@ def program(folder: Path) -> None:
     for name in SIGNALS:
         run(name, lambda n=name: train(config, folder / n, at=4, do=send(n), late=n == "SIGINT"))
         again(name)
-    run("twice", lambda: train(config, folder / "twice", at=4, do=send("SIGTERM", 2)))
-    again("twice")
+    for name, pause in (("twice", 1.2), ("echo", 0.01)):
+        run(name, lambda n=name, p=pause: train(config, folder / n, at=4, do=send("SIGTERM", 2, p)))
+        again(name)
     run("often", lambda: train(config, folder / "often", at=1, do=send("SIGKILL")))
     for step in range(1, STEPS):
         run(f"often {step}", lambda s=step: train(config, folder / "often", at=s, do=send("SIGTERM"), late=True))
@@ -217,6 +218,13 @@ def test_told_to_stop(folder: Path, name: str) -> None:
     assert status(folder, name) == 0
     assert checkpoints_at_the_kill(folder, name) == ["step-00000003", "step-00000005"]
     same_as_whole(folder, name)
+
+
+def test_a_signal_that_a_launcher_repeats_is_one(folder: Path) -> None:
+    """As where the whole group of processes gets it, and torchrun passes it on."""
+    assert status(folder, "echo") == 0
+    assert checkpoints_at_the_kill(folder, "echo") == ["step-00000003", "step-00000005"]
+    same_as_whole(folder, "echo")
 
 
 def test_a_second_signal_ends_at_once(folder: Path) -> None:

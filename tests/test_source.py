@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sas.config import DataSettings
+from sas.data.folders import ProjectFolder, write_project
 from sas.data.source import SceneLoader, SceneSource
+from sas.factory import check_data
+from sas.io import InputError
 from sas.scene import Scene, SceneBatch
 
 SIZE = 8
@@ -146,3 +152,18 @@ def test_a_buffer_that_would_mean_nothing_is_refused() -> None:
 def test_no_scene_is_refused() -> None:
     with pytest.raises(ValueError, match="scenes must hold at least one scene, got none: check the data folder"):
         SceneLoader([], seed=0, batch_size=1, image_size=8, mask_size=8)
+
+
+def test_a_scene_without_an_order_is_told_before_training_or_where_it_is_read(tmp_path: Path) -> None:
+    scenes = [make_scene(2), replace(make_scene(1), order_matrix=None)]
+    named = replace(scenes[0], id="n", names=('"order": null',) * len(scenes[0]))  # words in a name are no order
+    write_project(tmp_path / "good", [named], min_overlap=0.01)
+    assert ProjectFolder(tmp_path / "good").without_order() is None
+    write_project(tmp_path / "set", scenes, min_overlap=0.01)
+    with pytest.raises(InputError, match="must say who is in front in each scene, got order null in scene 1; add it"):
+        check_data(DataSettings(scenes=str(tmp_path / "set")))
+    loader = SceneLoader(scenes, seed=0, batch_size=2, image_size=8, mask_size=8)
+    with pytest.raises(
+        InputError, match="scene 1 must say who is in front, got no order; add it, or leave the scene out"
+    ):
+        loader.batch(0, [0, 1])

@@ -722,7 +722,9 @@ def test_the_stop_threshold_of_a_call() -> None:
         with pytest.raises(ValueError, match=r"stop_threshold must lie in \(0, 1\], got .*: lower values draw fewer"):
             pipe(image, stop_threshold=value)  # type: ignore[arg-type]
     pipe.register_to_config(stop_head=False)
-    with pytest.raises(ValueError, match="stop_threshold has no effect on weights without a stop output, got 0.5: leave"):
+    with pytest.raises(
+        ValueError, match="stop_threshold has no effect on weights without a stop output, got 0.5: leave"
+    ):
         pipe(image, stop_threshold=0.5)
 
 

@@ -421,6 +421,20 @@ def test_restart_sets_old_checkpoints_aside(copied: Path, scenes: str, finished:
     )
 
 
+def test_a_run_whose_checkpoints_were_deleted_is_set_aside_and_not_overwritten(
+    copied: Path, scenes: str, finished: Path
+) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    train(tiny_config(data_scenes=scenes), copied)
+    aside = {path.name.split(".abandoned")[0]: path for path in copied.iterdir() if "abandoned" in path.name}
+    assert sorted(aside) == ["metrics.jsonl", "pipeline", "samples"]
+    assert aside["metrics.jsonl"].read_bytes() == (finished / "metrics.jsonl").read_bytes()
+    assert SASPipeline.from_pretrained(aside["pipeline"]).model_info.sha256 == (
+        SASPipeline.from_pretrained(finished / "pipeline").model_info.sha256
+    )
+    assert (copied / "pipeline" / "model_index.json").exists()
+
+
 def test_restart_that_cannot_begin_leaves_the_old_run(copied: Path, scenes: str, tmp_path: Path) -> None:
     before = sorted(path.name for path in copied.rglob("*"))
     with pytest.raises(InputError):

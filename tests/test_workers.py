@@ -270,7 +270,7 @@ def test_a_damaged_file_is_told_in_the_words_of_the_loop(scenes: list[Scene], tm
 
 def test_a_scene_without_order_is_told_in_the_same_words(scenes: list[Scene]) -> None:
     bare = [Scene(image=one.image, amodal_masks=one.amodal_masks, order_matrix=None, id=one.id) for one in scenes[:1]]
-    with pytest.raises(ValueError, match="^order_matrix of scene 'scene0' is unknown, so it has no layers: use"):
+    with pytest.raises(ValueError, match="^scene scene0 must say who is in front, got no order; add it, or leave"):
         ahead(loader(bare), steps(0, 1), 1)
 
 

@@ -3,7 +3,8 @@
 **Project format** (version 1). `images/<id>.png`; `scenes.jsonl`, a line a scene: {id, file, width, height, objects: [{name,
 segmentation}], order: [[front, behind], ...], alternatives, source, dropped}, masks as COCO RLE of the amodal masks in the
 image's frame; with `known` (RLE) where the truth is known in parts only, and `complete: false` where the picture shows more objects
-than are listed; `dataset.json` {format_version, min_overlap, generator, seed, count, sha256 of scenes.jsonl}.
+than are listed, `visible` (RLE) of an object where it is given (`"visible": []` of a scene without objects), and `min_overlap` where it is
+not that of the set; `dataset.json` {format_version, min_overlap, generator, seed, count, sha256 of scenes.jsonl}.
 
 **SAS folders.** `<id>_<layer>/{image,mask,newmask}.png`: `mask` is the layer's amodal mask, `newmask` the cumulative mask, and one
 more folder after the last layer has an empty `mask`. They cannot tell what is not known: a scene that is not complete is written with
@@ -15,7 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from sas.scene import Scene
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_NO_ORDER = re.compile(r'"order"\s*:\s*null')
 
 
 FOREIGN = (
@@ -92,6 +96,17 @@ class ProjectFolder(LazyScenes):
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def without_order(self) -> str | None:
+        """Id of the first scene that has no order, None if all have one."""
+        for line in self.lines:
+            # Only lines that may be meant are decoded: there may be many, and masks are long.
+            if _NO_ORDER.search(line):
+                with suppress(ValueError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and entry.get("order", "") is None:
+                        return str(entry.get("id"))
+        return None
 
     def read(self, index: int) -> Scene:
         entry = json.loads(self.lines[index])

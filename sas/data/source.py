@@ -26,6 +26,7 @@ from torch.utils.data._utils import signal_handling
 
 from sas.data.augment import Augmentation, augment
 from sas.data.entries import Reopened
+from sas.io import InputError
 from sas.scene import Scene, SceneBatch, collate
 from sas.seeding import Keys, generator_for
 
@@ -82,6 +83,11 @@ class SceneLoader(Reopened):
     def _scene(self, epoch: int, place: int) -> Scene:
         row = self._row(epoch, place)
         scene = self.scenes[row].drop_invisible()
+        if scene.order_matrix is None:
+            raise InputError(
+                f"scene {scene.id} must say who is in front, got no order; add it, or leave the scene out (`sas data check` names all such "
+                "scenes)"
+            )
         return scene if self.augmentation is None else augment(scene, self.augmentation, Keys(self.seed, epoch, (row,)))
 
     def _row(self, epoch: int, place: int) -> int:

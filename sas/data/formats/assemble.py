@@ -131,6 +131,12 @@ class AnnotatedScenes(Reopened, Sequence[Scene], ABC):
             )
 
 
+def bare(image: str) -> Defect:
+    """Nothing is drawn in a picture, which may be so, or nobody has looked at it yet."""
+    words = "no annotation is of this picture; it is read as one without objects"
+    return Defect("warning", "unannotated", words, "keep", image=image)
+
+
 def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tuple[Scene | None, list[Defect]]:
     """Scene of a raw record and its defects; None if the picture is refused."""
     defects: list[Defect] = []
@@ -228,16 +234,24 @@ def _masks(
     """Amodal and visible mask (None if unknown) of an object, bool (H, W); if it is dropped, which is told, what it was: an object
     that the picture shows, one that it does not show, or none."""
     height, width = size
+    if one.lost:
+        return "lost"
     if one.crowd:
         tell("warning", "crowd", "a crowd region is not one object", "drop", one.id)
         return "lost"
     try:
         full, notes = decode(one.amodal, height, width)
         seen = _part("visible", one.visible, height, width, notes)
-        hidden = _part("invisible", one.invisible, height, width, notes)
     except BadSegmentation as error:
         tell(error.severity, error.code, str(error), "drop", one.id)
         return "lost"
+    try:
+        hidden = _part("invisible", one.invisible, height, width, notes)
+    except BadSegmentation as error:
+        tell(error.severity, error.code, str(error), "drop" if seen is None else "keep", one.id)
+        if seen is None:
+            return "lost"
+        hidden = None  # it would say nothing that the visible mask does not
     for severity, code, words, action in notes:
         tell(severity, code, words, action, one.id)
     if seen is None and hidden is not None:
@@ -301,7 +315,15 @@ def infer_order(
     place = {one.id: i for i, one in enumerate(objects)}
     order = np.zeros((count, count), dtype=bool)
     for front, behind in raw.pairs:
-        if front in place and behind in place and front != behind:
+        if front == behind:
+            tell(
+                "warning",
+                "order-object",
+                f"the order says that {front} is in front of itself; the pair is left out",
+                "keep",
+                front,
+            )
+        elif front in place and behind in place:
             order[place[front], place[behind]] = True
     stated = order | order.T
     shared = overlap_areas(amodal) if count else np.zeros((0, 0), dtype=np.int64)

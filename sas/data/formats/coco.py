@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
 
-from sas.data.formats.assemble import AnnotatedScenes
+from sas.data.formats.assemble import AnnotatedScenes, bare
 from sas.data.formats.hints import ALIASES, IN_CONFIGURATION, looks_like, suggest
 from sas.data.formats.index import AnnotationIndex, listed
 from sas.data.formats.raw import Defect, RawObject, RawScene
@@ -185,8 +185,7 @@ class CocoScenes(AnnotatedScenes):
             words = self._missing("no annotation has a field", "amodal", self.records.fields)
             return RawScene(id, where, ()), [Defect("error", "field", words, "refuse", image=id)]
         if not annotations:
-            words = "no annotation is of this picture; it is read as one without objects"
-            defects.append(Defect("warning", "unannotated", words, "keep", image=id))
+            defects.append(bare(id))
         objects: list[RawObject] = []
         taken: Counter[str] = Counter()
         for place, record in enumerate(annotations):
@@ -194,7 +193,6 @@ class CocoScenes(AnnotatedScenes):
             if self._get(record, "amodal") is None:
                 words = self._missing("the annotation has no field", "amodal", record)
                 defects.append(Defect("error", "field", words, "drop", image=id, object=name))
-                continue
             objects.append(self._object(record, name, id, defects))
         height, width = (image.get(self.fields.get(side, "")) for side in ("height", "width"))
         size = stated_size(height, width, id, defects)
@@ -216,6 +214,7 @@ class CocoScenes(AnnotatedScenes):
             group=str(self._get(record, "group", "")),
             stuff=truth(self._get(record, "stuff")),
             crowd=truth(self._get(record, "crowd")),
+            lost=self._get(record, "amodal") is None,
         )
 
     def _get(self, record: Mapping[str, Any], word: str, default: Any = None) -> Any:

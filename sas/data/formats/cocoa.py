@@ -82,7 +82,7 @@ class CocoaScenes(AnnotatedScenes):
         defects: list[Defect] = []
         size = stated_size(*sides, id, defects)
         objects, others = self._objects(record["regions"], id, defects)
-        pairs = _pairs(record.get("depth_constraint"), {one.id for one in objects}, others, id, defects)
+        pairs = _pairs(record.get("depth_constraint"), {one.id for one in objects if not one.lost}, others, id, defects)
         scene = RawScene(id, picture, tuple(objects), size=size, pairs=pairs, unoccluded_by_default=True)
         return scene, defects
 
@@ -119,15 +119,15 @@ class CocoaScenes(AnnotatedScenes):
                 words = f"the region has no segmentation; it has {listed(region)}"
                 defects.append(Defect("error", "field", words, "drop", image=image, object=name))
                 others.add(name)
-                continue
             one = RawObject(
                 id=name,
                 name=str(region.get("name") or "object").strip(),
-                amodal=region["segmentation"],
+                amodal=region.get("segmentation"),
                 visible=region.get("visible_mask"),
                 invisible=region.get("invisible_mask"),
                 rank=rank,
                 stuff=stuff,
+                lost=region.get("segmentation") is None,
             )
             objects.append(one)
         return objects, others
@@ -189,6 +189,10 @@ class _File:
             if annotators not in labels:
                 raise _no_author(annotators, labels, path)
             chosen = self.records.label_of == labels.index(annotators)
+        if not chosen.any():
+            raise InputError(
+                f"annotations {path} must hold a drawing of a picture, got none; name the file that has them"
+            )
         self.places = np.stack([row[chosen], drawing[chosen]], axis=1)
         # An id names its picture alone where nobody else's drawing of it is read.
         self.alone = np.bincount(row[chosen], minlength=len(counts)) == 1

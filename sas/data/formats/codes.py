@@ -74,9 +74,9 @@ CODES: dict[str, Meaning] = {
     ),
     "image-twice": Meaning(
         "error",
-        "Two pictures have the same id or name.",
+        "Two pictures have the same id or name, or are one and the same file.",
         "Nobody can tell to which of them an annotation belongs, and one may be counted twice in a score.",
-        "Give each picture its own id, or remove one; a cleaned copy gives the later one the ending -2.",
+        "Give each picture its own id, or remove one (a cleaned copy gives the later one the ending -2); of one file, name the right folder of pictures.",
     ),
     # The record.
     "json": Meaning(
@@ -221,7 +221,7 @@ CODES: dict[str, Meaning] = {
     "visible-some": Meaning(
         "warning",
         "Only some objects of a picture have a visible mask.",
-        "What is seen of the others is unknown, so the given ones are not used, and what is seen follows from the order alone.",
+        "What is seen of the others is unknown, so what is seen follows from the order alone; the given ones help to find the order.",
         "Give every object a visible mask, or none.",
     ),
     # The order.
@@ -257,7 +257,7 @@ CODES: dict[str, Meaning] = {
     ),
     "order-object": Meaning(
         "warning",
-        "The order names an object that is not there.",
+        "The order names an object that is not there, or one and the same twice.",
         "The pair says nothing; it may be a slip of the pen that was meant for another object.",
         "Correct the name, or remove the pair.",
     ),

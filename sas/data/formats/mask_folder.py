@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sas.data.formats.assemble import AnnotatedScenes
+from sas.data.formats.assemble import AnnotatedScenes, bare
 from sas.data.formats.raw import Defect, RawObject, RawScene
 from sas.io import InputError, read_json
 from sas.order import DEFAULT_MIN_OVERLAP
@@ -39,7 +39,10 @@ class MaskFolders(AnnotatedScenes):
             there = "a file" if path.exists() else "nothing"
             raise InputError(f"masks {path} must be a folder, found {there}; name the folder of the scenes")
         images, masks = _pictures(path)
-        inside = [path] if images else sorted(one for one in path.iterdir() if one.is_dir() and one.name[0] != ".")
+        folders = sorted(one for one in path.iterdir() if one.is_dir() and one.name[0] != ".")
+        # A picture beside folders of scenes is a preview of them.
+        alone = bool(images) and (bool(masks) or not any(_pictures(one)[0] for one in folders))
+        inside = [path] if alone else folders
         found = {one: pictures for one in inside if any(pictures := _pictures(one))}
         if not any(images for images, _ in found.values()):
             without = path if masks else next(iter(found), None)
@@ -58,9 +61,10 @@ class MaskFolders(AnnotatedScenes):
         return len(self.folders)
 
     def without_order(self) -> str | None:
-        """The first folder of two or more objects that has no order file, None if all have one."""
-        for one in self.folders:
-            if len(_pictures(one)[1]) > 1 and not any((one / name).is_file() for name in ORDER_FILES):
+        """The first folder of two or more objects of which no order can be read, None if all have one. Folders that are refused count not."""
+        for place, one in enumerate(self.folders):
+            raw, defects = self.raw(place)
+            if not raw.ordered and not any(defect.action == "refuse" for defect in defects):
                 return one.name
         return None
 
@@ -104,6 +108,8 @@ class MaskFolders(AnnotatedScenes):
         for one in dict.fromkeys(stem for pair in pairs or () for stem in pair if stem not in stems):
             words = f"the order names {one}, which has no mask; its pairs are left out"
             defects.append(Defect("warning", "order-object", words, "keep", image=id, object=one))
+        if not masks:
+            defects.append(bare(id))
         objects = tuple(RawObject(id=mask.stem, name=mask.stem, amodal=mask) for mask in masks)
         # An order of which nothing can be used says nothing; an empty one says that nobody is in front.
         usable = not pairs or any(front in stems and behind in stems for front, behind in pairs)

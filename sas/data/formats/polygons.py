@@ -18,8 +18,9 @@ from xml.parsers import expat
 import numpy as np
 from PIL import Image
 
-from sas.data.formats.assemble import AnnotatedScenes
-from sas.data.formats.coco import PICTURE_CURE
+from sas.data.formats.assemble import AnnotatedScenes, bare
+from sas.data.formats.coco import PICTURE_CURE, find_picture, picture_folder
+from sas.data.formats.codes import NO_OBJECT
 from sas.data.formats.index import listed as listed_names
 from sas.data.formats.raw import Defect, RawScene
 from sas.data.formats.segmentation import BadSegmentation
@@ -72,7 +73,7 @@ class LabelmeScenes(AnnotatedScenes):
         self.files = [file for file in files if not file.name.startswith(".")]
         if not self.files:
             raise InputError(f"labelme {path} must hold JSON files, got none; name the folder where labelme saved them")
-        self.images = None if images is None else Path(images)
+        self.images = None if images is None else picture_folder(path, images)
         self.front = front
         self.min_overlap = min_overlap
 
@@ -113,21 +114,30 @@ class LabelmeScenes(AnnotatedScenes):
         if all(height is None for height in heights):
             sign = -1 if self.front == "first" else 1
             heights = [sign * float(place) for place in range(len(listed))]
+        if not listed:
+            defects.append(bare(name))
         shapes: list[Shape] = []
+        torn: set[tuple[str, str]] = set()
         for place, (shape, height) in enumerate(zip(listed, heights, strict=True)):
             id = f"shapes[{place}]"
+            fields = shape if isinstance(shape, dict) else {}
+            label, group = (
+                str(fields.get("label", "")),
+                "" if fields.get("group_id") is None else str(fields["group_id"]),
+            )
             try:
                 outline = _labelme_outline(shape, size)
             except BadSegmentation as error:
                 defects.append(Defect(error.severity, error.code, str(error), "drop", image=name, object=id))
+                if error.code not in NO_OBJECT:
+                    torn.add((label, group))
                 continue
-            group = "" if shape.get("group_id") is None else str(shape["group_id"])
-            shapes.append(Shape(id, str(shape.get("label", "")), group, outline, height))
-        where = file.parent / picture if self.images is None else self.images / PurePosixPath(picture).name
+            shapes.append(Shape(id, label, group, outline, height))
+        where = file.parent / picture if self.images is None else find_picture(self.images, picture)
         beside = file.parent / PurePosixPath(picture).name
         if self.images is None and not where.is_file() and beside.is_file():
             where = beside  # moved since it was annotated
-        return RawScene(name, where, join_shapes(shapes, size, name, defects), size=size), defects
+        return RawScene(name, where, join_shapes(shapes, size, name, defects, torn=torn), size=size), defects
 
 
 def _listed_shapes(file: Path) -> list[Any]:
@@ -219,7 +229,7 @@ class CvatScenes(AnnotatedScenes):
         if not self.path.is_file():
             raise InputError(f"cvat {self.path} does not exist; name the XML file of an unpacked CVAT export")
         beside = self.path.parent / "images"
-        self.images = Path(images) if images is not None else (beside if beside.is_dir() else self.path.parent)
+        self.images = picture_folder(self.path, beside if images is None and beside.is_dir() else images)
         self.min_overlap = min_overlap
         self.starts, self.names = _find_images(self.path)
         if not self.starts:
@@ -240,21 +250,23 @@ class CvatScenes(AnnotatedScenes):
         shapes: list[Shape] = []
         defects: list[Defect] = []
         size = stated_size(image.get("height"), image.get("width"), id, defects)
-        for place, element in enumerate((element for element in image if element.tag != "tag"), start=1):
+        torn: set[tuple[str, str]] = set()
+        drawn = [element for element in image if element.tag != "tag"]
+        if not drawn:
+            defects.append(bare(id))
+        for place, element in enumerate(drawn, start=1):
+            label, group = element.get("label", ""), element.get("group_id", "0")
             try:
                 outline = _cvat_outline(element, size)
             except BadSegmentation as error:
                 object = f"{element.tag} {place}"
                 defects.append(Defect(error.severity, error.code, str(error), "drop", image=id, object=object))
+                if error.code not in NO_OBJECT:
+                    torn.add((label, group))
                 continue
-            group = element.get("group_id", "0")
             height = stated_number("z_order", element.get("z_order", "0"), id, f"{element.tag} {place}", defects)
-            shapes.append(
-                Shape(
-                    f"{element.tag} {place}", element.get("label", ""), "" if group == "0" else group, outline, height
-                )
-            )
-        return RawScene(id, self.images / name, join_shapes(shapes, size, id, defects), size=size), defects
+            shapes.append(Shape(f"{element.tag} {place}", label, "" if group == "0" else group, outline, height))
+        return RawScene(id, self.images / name, join_shapes(shapes, size, id, defects, torn=torn), size=size), defects
 
 
 def _scene_id(name: str) -> str:

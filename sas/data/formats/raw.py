@@ -38,6 +38,7 @@ class RawObject:
 
     amodal, visible, invisible: COCO polygons, COCO RLE (compressed or not), the path of a mask picture, a bool (H, W) array, or None
     where the file has none. rank: smaller is nearer; ranks are compared within a `group` only. stuff: a region of background.
+    lost: it is left out, which the reader has told; what masks it has say where the truth is unknown.
     """
 
     id: str
@@ -49,6 +50,7 @@ class RawObject:
     group: str = ""
     stuff: bool = False
     crowd: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True)

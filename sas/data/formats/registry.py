@@ -118,6 +118,6 @@ def _tell_of_the_file(scenes: AnnotatedScenes, path: str | Path) -> None:
 
 def _annotation_file(path: Path, format: str) -> Path:
     """The one JSON file of a folder, as the writers leave it; the path itself otherwise. A folder of COCOA may hold a file a picture."""
-    files = sorted(path.glob("*.json")) if path.is_dir() else []
+    files = [one for one in sorted(path.glob("*.json")) if one.name[0] != "."] if path.is_dir() else []
     alone = len(files) == 1 and (format != "cocoa" or files[0].name.startswith("COCO_amodal"))
     return files[0] if alone else path

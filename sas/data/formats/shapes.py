@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,19 +29,32 @@ class Shape:
     nearness: float | None
 
 
-def join_shapes(shapes: Sequence[Shape], size: Size | None, image: str, defects: list[Defect]) -> tuple[RawObject, ...]:
-    """Shapes joined to objects; an object is as near as the nearest of its parts."""
+def join_shapes(
+    shapes: Sequence[Shape],
+    size: Size | None,
+    image: str,
+    defects: list[Defect],
+    *,
+    torn: Collection[tuple[str, str]] = (),
+) -> tuple[RawObject, ...]:
+    """Shapes joined to objects; an object is as near as the nearest of its parts.
+
+    torn: label and group of objects of which a part could not be read, which is told; what is left of them is no whole object.
+    """
     parts: dict[tuple[str, ...], list[Shape]] = {}
     for shape in shapes:
         parts.setdefault((shape.label, shape.group) if shape.group else (shape.id,), []).append(shape)
     objects: list[RawObject] = []
-    for one in parts.values():
+    for key, one in parts.items():
         heights = [shape.nearness for shape in one if shape.nearness is not None]
         rank = -max(heights) if heights else None
+        lost = key in torn
+        if lost:
+            words = f"a part of this object ({one[0].label}, group {one[0].group}) could not be read, so all of it is left out"
+            defects.append(Defect("error", "field", words, "drop", image=image, object=one[0].id))
         try:
-            objects.append(
-                RawObject(one[0].id, one[0].label, _union([shape.outline for shape in one], size), rank=rank)
-            )
+            outline = _union([shape.outline for shape in one], size)
+            objects.append(RawObject(one[0].id, one[0].label, outline, rank=rank, lost=lost))
         except BadSegmentation as error:
             defects.append(Defect(error.severity, error.code, str(error), "drop", image=image, object=one[0].id))
     return tuple(objects)

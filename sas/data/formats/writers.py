@@ -153,7 +153,7 @@ def _write(path: str | Path, scenes: Iterable[Scene], format: str, file_name: st
         words = "%s: %d of %d scenes have alternatives or are known in parts only, which %s cannot say; use the project format to keep it"
         logger.warning(words, path, partial, len(taken), format)
     if overlaps - {DEFAULT_MIN_OVERLAP}:
-        words = "%s: min_overlap of the scenes is %s, which %s cannot say; give it when you read them, or their layers may differ"
+        words = "%s: min_overlap of the scenes is %s, which %s cannot say; give it when you read them (data.min_overlap), or their layers may differ"
         logger.warning(words, path, ", ".join(map(str, sorted(overlaps))), format)
     return len(taken)
 
