@@ -24,11 +24,15 @@ from sas.evaluation import load_dataset
 from sas.pipeline import SASPipeline
 from sas.scene import Scene, collate
 
+GROUPS = 8
+"""Groups of objects, as their names begin, that are told apart; the largest ones."""
 NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
-def losses(scene: Scene, drawn: np.ndarray, objects: np.ndarray) -> tuple[dict[str, float], list[tuple[bool, bool]]]:
-    """Shares of the union by kind; and of each object whether it is of the true first layer, and whether it counts as drawn.
+def losses(
+    scene: Scene, drawn: np.ndarray, objects: np.ndarray
+) -> tuple[dict[str, float], list[tuple[str, bool, bool]]]:
+    """Shares of the union by kind; and of each object its group, whether it is of the true first layer, and whether it counts as drawn.
 
     drawn: bool (h, w). objects: the scene's amodal masks, bool (N, h, w).
     """
@@ -37,11 +41,11 @@ def losses(scene: Scene, drawn: np.ndarray, objects: np.ndarray) -> tuple[dict[s
     wrong, union = drawn != true, max(1, int((drawn | true).sum()))
     kinds = {name: np.zeros_like(true) for name in ("missed", "too early")}
     taken = []
-    for mask, first in zip(objects, front, strict=True):
+    for mask, first, name in zip(objects, front, scene.names, strict=True):
         asked = mask if first else mask & ~true
         if asked.any():
             found = bool((drawn & asked).sum() * 2 > asked.sum())
-            taken.append((bool(first), found))
+            taken.append((name.split("__")[0], bool(first), found))
             if found != first:
                 kinds["missed" if first else "too early"] |= wrong & asked
     kinds["too early"] &= ~kinds["missed"]
@@ -83,8 +87,14 @@ def main() -> None:
     for name, column in values.items():
         print(f"{name}: {statistics.fmean(column):.3f}")
     for first, words in ((True, "of the first layer, drawn there"), (False, "behind it, drawn in it")):
-        hits = [found for front, found in taken if front == first]
+        hits = [found for _, front, found in taken if front == first]
         print(f"objects {words}: {sum(hits)} of {len(hits)}")
+    groups = defaultdict(list)
+    for group, first, found in taken:
+        if first:
+            groups[group].append(found)
+    many = sorted(groups.items(), key=lambda one: -len(one[1]))[:GROUPS]
+    print("of the first layer, by group: " + ", ".join(f"{name} {sum(hits)} of {len(hits)}" for name, hits in many))
 
 
 if __name__ == "__main__":
