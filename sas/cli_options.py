@@ -281,15 +281,16 @@ def _plain(arguments: Sequence[str]) -> Iterator[str]:
     yield from arguments[: places[0]]
     for at, end in pairwise(places):
         option, equals, value = arguments[at].partition("=")
-        values = [value] if equals else list(arguments[at + 1 : end])
+        words = list(arguments[at + 1 : end])
+        values, after = ([value], words) if equals else (words, words[1:])
         kind = _kind(option)
         if values[:1] in (["None"], ["null"]) and type(None) in get_args(kind):
-            yield from (option, "None", *values[1:])
+            yield from (option, "None", *after)
         elif values in (["None"], ["null"]) and get_origin(kind) in (tuple, dict):
-            yield option
+            yield from (*after, option)  # which would take what stands behind it
         elif kind is bool and values and values[0].lower() in ("true", "false"):
             section, _, name = option.removeprefix("--").partition(".")
-            yield from (option if values[0].lower() == "true" else f"--{section}.no-{name}", *values[1:])
+            yield from (option if values[0].lower() == "true" else f"--{section}.no-{name}", *after)
         else:
             yield from arguments[at:end]
 
@@ -317,10 +318,10 @@ def _overrides(arguments: Sequence[str], settings: Config) -> dict[str, Any]:
         )
         if not option.startswith("--"):
             continue
-        if field in known and (given or get_origin(known[field].annotation) in (tuple, dict)):
-            found[name] = _value(known[field].annotation, given)
-        elif field in known and known[field].annotation is bool:
+        if field in known and known[field].annotation is bool and not equals:
             found[name] = True
+        elif field in known and (given or get_origin(known[field].annotation) in (tuple, dict)):
+            found[name] = _value(known[field].annotation, given)
         elif field.startswith("no_") and field[3:] in known:
             found[f"{section}.{field[3:]}"] = False
     return found

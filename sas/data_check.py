@@ -151,7 +151,8 @@ def _look(scenes: Sequence[Scene], index: int) -> tuple[str, Scene | None, list[
         if isinstance(scenes, AnnotatedScenes):
             raw, _ = scenes.raw(index)
             id = raw.id
-            picture = None if isinstance(scenes, CocoaScenes) else raw.image  # which may be drawn by several
+            if not isinstance(scenes, CocoaScenes) and raw.image != getattr(scenes, "images", None):
+                picture = raw.image  # of COCOA's several people may have drawn on one; a record may name none
             scene, defects = scenes.inspect(index)
             if scene is not None:
                 defects = [*defects, *_overlooked(raw, scene, defects)]
@@ -173,9 +174,10 @@ def _overlooked(raw: RawScene, scene: Scene, defects: Sequence[Defect]) -> Itera
     for one, times in Counter(one.id for one in raw.objects).items():
         if times > 1 and one not in told:
             yield Defect("error", "object-twice", f"{times} objects have this id", "keep", image=raw.id, object=one)
-    some = sum(one.visible is not None or one.invisible is not None for one in raw.objects)
+    objects = [one for one in raw.objects if not one.lost]
+    some = sum(one.visible is not None or one.invisible is not None for one in objects)
     if some and len(scene) and scene.visible_masks is None:
-        words = f"only {some} of {len(raw.objects)} objects have a visible mask; they are used for the order alone"
+        words = f"only {some} of {len(objects)} objects have a visible mask; they are used for the order alone"
         yield Defect("warning", "visible-some", words, "drop", image=raw.id)
 
 
@@ -386,9 +388,16 @@ class _Rehearsed(Exception):
 
 def _rehearse(target: str | Path | None) -> None:
     """InputError if a folder cannot be written: now, and not after hours of looking."""
-    if target is not None:
+    if target is None:
+        return
+    made = [one for one in Path(os.path.realpath(target)).parents if not os.path.lexists(one)]
+    try:
         with suppress(_Rehearsed), atomic_folder(target):
             raise _Rehearsed
+    finally:
+        for one in made:
+            with suppress(OSError):  # somebody else has put something there
+                one.rmdir()
 
 
 class _CannotRead(InputError):

@@ -322,6 +322,13 @@ def test_lists_are_emptied_and_truth_values_written_out(call: Call, tmp_path: Pa
         for rendered in (("--data.rendered", "False"), ("--data.rendered=false",), ("--data.no-rendered",)):
             status, out, err = call(*common, *nothing, *rendered)
             assert (status, err) == (0, "") and "data: 2 rendered classes" in out
+    later = ("train", "--dry-run", *QUICK)
+    for word in ("--data.cutouts=None", "--data.rendered=false"):
+        status, out, err = call(*later, "--data.cutouts", "--data.no-rendered", word, "mine.yaml", "--training.steps=7")
+        assert "output: runs/mine" in out
+        assert (status, err) == (0, "") and "network: split, 0.9" in out and "7 steps" in out
+    status, _, err = call(*later, "--sampling.refine", "True", "mine.yaml", "--trainin.steps", 5)
+    assert status == 2 and "--trainin.steps" in err and "refine" not in err
     assert call(*common, "--data.cutouts", "None", "--data.rendered", "True", "--sampling.refine", "True")[0] == 2
     status, _, err = call(*common, "--data.no-rendered")
     words = "data: cutouts excludes families, which would have no effect: remove one of them, or set rendered"

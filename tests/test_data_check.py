@@ -845,6 +845,9 @@ def test_what_cannot_be_written_is_told_before_the_data_are_read(
         with pytest.raises(InputError, match="cannot write "):
             lines_of(scenes, out=target)
     assert not looked and not any(here.iterdir())
+    with pytest.raises(InputError, match="no picture is left to copy"):
+        lines_of(Listed(picture_missing(good(tmp_path / "none"))), repair=tmp_path / "deep" / "a" / "copy")
+    assert not (tmp_path / "deep").exists()
     for target in (".", tmp_path / "file" / "copy"):
         with pytest.raises(InputError, match="cannot write "):
             lines_of(scenes, repair=target)
@@ -867,6 +870,24 @@ def test_two_records_of_one_picture_are_told(tmp_path: Path) -> None:
         told[0].startswith("ERROR image=p2 object=- image-twice: it is read from ")
         and ", as p1 is; if names" in told[0]
     )
+
+
+def test_records_without_a_picture_are_no_two_of_one(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    images = [{"id": k, "height": HEIGHT, "width": WIDTH} for k in (1, 2)]
+    record = {"id": 5, "image_id": 1, "iscrowd": 0, "visible_mask": rle_encode(NEAR)}
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({"images": images, "annotations": [{**record, "segmentation": rle_encode(NEAR)}]}))
+    _, told = lines_of(CocoScenes(path, images=tmp_path / "images", preset="d2sa"))
+    assert len(told) == 3 and all(" field: the image has no field 'file_name'" in line for line in told[:2])
+    save_picture(tmp_path / "images" / "1.png")
+    both = [
+        {**record, "segmentation": rle_encode(FAR), "visible_mask": None},
+        {**record, "id": 6},
+    ]  # and one that is lost
+    path.write_text(json.dumps({"images": [{**images[0], "file_name": "1.png"}], "annotations": both}))
+    _, told = lines_of(CocoScenes(path, images=tmp_path / "images", preset="d2sa"))
+    assert not any("visible-some" in line for line in told) and any("object=6 field: " in line for line in told)
 
 
 def test_open_pairs_of_a_project_are_told_and_copies_of_circles_have_none(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_an_order_of_which_no_pair_can_be_used_is_none(tmp_path: Path) -> None:
     (folder / "order.json").write_text(json.dumps([["other", "back"]]))
     scene, defects = MaskFolders(folder).inspect(0)
     assert scene is not None and scene.order_matrix is None and [one.code for one in defects] == ["order-object"]
+    (folder / "order.json").write_text(json.dumps([["back", "back"]]))
+    assert MaskFolders(folder)[0].order_matrix is None
     (folder / "order.json").write_text("[]")
     assert MaskFolders(folder)[0].order_matrix is not None, "that nobody is in front was said"
 

@@ -447,8 +447,10 @@ def test_where_an_object_without_an_amodal_mask_is_seen_the_truth_is_unknown(tmp
 
 def test_cocoa_without_a_drawing_is_refused(tmp_path: Path) -> None:
     path = write_file(tmp_path, [image_record()], [annotation(1, 99, author="a", regions=[])])
-    with pytest.raises(InputError, match="annotations .*set.json must hold a drawing of a picture, got none; name"):
+    with pytest.raises(InputError, match=r"must hold a drawing of a picture that it lists, got none \(image-unknown: "):
         CocoaScenes(path, images=tmp_path)
+    with pytest.raises(InputError, match="must hold a drawing by 'a' of a picture that it lists, got none"):
+        CocoaScenes(path, images=tmp_path, annotators="a")
 
 
 def test_hidden_files_beside_the_annotations_are_none(tmp_path: Path) -> None:

@@ -190,8 +190,11 @@ class _File:
                 raise _no_author(annotators, labels, path)
             chosen = self.records.label_of == labels.index(annotators)
         if not chosen.any():
+            whose = "" if annotators in ("one", "all") else f" by {annotators!r}"
             raise InputError(
-                f"annotations {path} must hold a drawing of a picture, got none; name the file that has them"
+                f"annotations {path} must hold a drawing{whose} of a picture that it lists, got none"
+                + "".join(f" ({defect.code}: {defect.words})" for defect in self.records.defects[:1])
+                + "; name the file that has them"
             )
         self.places = np.stack([row[chosen], drawing[chosen]], axis=1)
         # An id names its picture alone where nobody else's drawing of it is read.

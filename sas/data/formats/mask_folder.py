@@ -112,7 +112,7 @@ class MaskFolders(AnnotatedScenes):
             defects.append(bare(id))
         objects = tuple(RawObject(id=mask.stem, name=mask.stem, amodal=mask) for mask in masks)
         # An order of which nothing can be used says nothing; an empty one says that nobody is in front.
-        usable = not pairs or any(front in stems and behind in stems for front, behind in pairs)
+        usable = not pairs or any(front in stems and behind in stems and front != behind for front, behind in pairs)
         ordered = (pairs is not None and usable) or len(objects) <= 1
         return RawScene(id, images[0], objects, pairs=tuple(pairs or ()), ordered=ordered), defects
 
