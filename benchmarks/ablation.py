@@ -110,9 +110,10 @@ def trained(name: str, seed: int, steps: int, out: Path) -> Path:
     if cell.of is not None:
         start = trained(cell.of, seed, steps, out)
         changes["training.learning_rate"] = 3e-4
-    if not (run / "pipeline" / "model_index.json").exists():
-        Trainer(load_config(None, changes), run, init_from=start).run()
-        if not (run / "pipeline" / "model_index.json").exists():
+    trainer = Trainer(load_config(None, changes), run, init_from=start)
+    if not trainer.has_pipeline:
+        trainer.run()
+        if not trainer.has_pipeline:
             raise SystemExit(f"stopped before the end of {run}; the same command goes on")
     return run / "pipeline"
 

@@ -43,9 +43,10 @@ SCORES = ("iou_layer_0", "iou_layer_1", "iou_first_three_layers")
 def train(steps: int, out: Path) -> Path:
     """The network, trained if it is not there yet; returns the folder of its pipeline."""
     run = out / f"{steps}-steps"
-    if not (run / "pipeline" / "model_index.json").exists():
-        Trainer(load_config(None, {**SMALL, "training.steps": steps}), run).run()
-        if not (run / "pipeline" / "model_index.json").exists():
+    trainer = Trainer(load_config(None, {**SMALL, "training.steps": steps}), run)
+    if not trainer.has_pipeline:
+        trainer.run()
+        if not trainer.has_pipeline:
             raise SystemExit(f"stopped before the end of {run}; the same command goes on")
     return run / "pipeline"
 

@@ -221,8 +221,8 @@ def _train(options: Train) -> int:
     )
     trainer.run()
     if trainer.main:
-        whole = (out / "pipeline" / "model_index.json").exists()
-        words = f"best weights: {out / 'pipeline'}" if whole else "a checkpoint is saved; the same command goes on"
+        best = f"best weights: {out / 'pipeline'}"
+        words = best if trainer.has_pipeline else "a checkpoint is saved; the same command goes on"
         print(f"step {trainer.step} of {settings.training.steps}; {words}")
     return 0
 

@@ -150,6 +150,7 @@ class _Chosen(Sequence["Scene"]):
 
     def __init__(self, scenes: Sequence[Scene], limit: int | None) -> None:
         self.scenes, self.places, self.unordered, self.open = scenes, _places(scenes, limit), 0, 0
+        self.counts = getattr(scenes, "counts", None)  # of annotated scenes, which count while they are read
         if (told := getattr(scenes, "told", None)) is not None:
             told.add("order-unknown")  # the count comes at the end
 
@@ -161,7 +162,8 @@ class _Chosen(Sequence["Scene"]):
 
         scene = self.scenes[self.places[index]]
         self.unordered += scene.order_matrix is None
-        self.open += len(open_pairs(scene))
+        if self.counts is None:
+            self.open += len(open_pairs(scene))
         return scene
 
 
@@ -175,7 +177,7 @@ def _tell_order(chosen: _Chosen) -> None:
         )
         words = f"order-none: {which} who is in front; scenes without an order have no layers and cannot be trained on"
         print(f"WARNING {words}", file=sys.stderr)
-    if pairs := chosen.open:
+    if pairs := chosen.open if chosen.counts is None else chosen.counts["order-unknown"]:
         words = f"order-unknown: {pairs} pair{'' if pairs == 1 else 's'} of objects overlap and nothing says which is in front"
         cure = "neither counts as in front in what was written; `sas data check` names each"
         print(f"WARNING {words}; {cure}", file=sys.stderr)

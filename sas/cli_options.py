@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
@@ -270,7 +269,7 @@ def _parse(command: type[Any], arguments: list[str], program: str | None, file: 
             with redirect_stderr(io.StringIO()):
                 return parsed()
         except SystemExit:
-            load_config(None, {**flat(settings), **_overrides(arguments, settings)})
+            load_config(None, {**flat(settings), **_overrides(arguments)})
     return parsed()
 
 
@@ -279,7 +278,7 @@ def _plain(arguments: Sequence[str]) -> Iterator[str]:
     that is to be empty, and --section.field or --section.no-field for a truth value that is written out."""
     places = [at for at, word in enumerate(arguments) if word.startswith("--")] + [len(arguments)]
     yield from arguments[: places[0]]
-    for at, end in pairwise(places):
+    for at, end in itertools.pairwise(places):
         option, equals, value = arguments[at].partition("=")
         words = list(arguments[at + 1 : end])
         values, after = ([value], words) if equals else (words, words[1:])
@@ -303,14 +302,14 @@ def _kind(option: str) -> Any:
     return fields[name].annotation if name in fields else None
 
 
-def _overrides(arguments: Sequence[str], settings: Config) -> dict[str, Any]:
+def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """{"section.field": value} of the options that name a field."""
     found: dict[str, Any] = {}
     for place, word in enumerate(arguments):
         option, equals, value = word.partition("=")
         name = option.removeprefix("--").replace("-", "_")
         section, _, field = name.partition(".")
-        known = getattr(type(getattr(settings, section, None)), "model_fields", {})
+        kind = _kind(option)
         given = (
             [value]
             if equals
@@ -318,11 +317,11 @@ def _overrides(arguments: Sequence[str], settings: Config) -> dict[str, Any]:
         )
         if not option.startswith("--"):
             continue
-        if field in known and known[field].annotation is bool and not equals:
+        if kind is bool and not equals:
             found[name] = True
-        elif field in known and (given or get_origin(known[field].annotation) in (tuple, dict)):
-            found[name] = _value(known[field].annotation, given)
-        elif field.startswith("no_") and field[3:] in known:
+        elif kind is not None and (given or get_origin(kind) in (tuple, dict)):
+            found[name] = _value(kind, given)
+        elif field.startswith("no_") and _kind(f"{section}.{field[3:]}") is bool:
             found[f"{section}.{field[3:]}"] = False
     return found
 

@@ -25,7 +25,6 @@ from tqdm.auto import tqdm
 
 from sas.data.folders import ProjectFolder, SASFolders, write_project
 from sas.data.formats.assemble import ROUNDING, AnnotatedScenes
-from sas.data.formats.cocoa import CocoaScenes
 from sas.data.formats.modal_set import ModalSet
 from sas.data.formats.raw import Action, Defect, RawScene
 from sas.data.formats.report import UNREADABLE, Report, Uses, line, markdown
@@ -151,8 +150,8 @@ def _look(scenes: Sequence[Scene], index: int) -> tuple[str, Scene | None, list[
         if isinstance(scenes, AnnotatedScenes):
             raw, _ = scenes.raw(index)
             id = raw.id
-            if not isinstance(scenes, CocoaScenes) and raw.image != getattr(scenes, "images", None):
-                picture = raw.image  # of COCOA's several people may have drawn on one; a record may name none
+            if scenes.picture_once and raw.image.is_file():
+                picture = raw.image
             scene, defects = scenes.inspect(index)
             if scene is not None:
                 defects = [*defects, *_overlooked(raw, scene, defects)]

@@ -34,12 +34,8 @@ def check_launch(environment: Mapping[str, str] | None = None) -> None:
 
 def check_precision(precision: str, *, cpu: bool = False) -> None:
     """Refuse half precision where there is nothing but a CPU that emulates it, or nothing else may be used (`cpu`)."""
-    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
-        "1",
-        "true",
-        "yes",
-        "on",
-    )  # by `accelerate launch --cpu`
+    # What `accelerate launch --cpu` sets.
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
     if precision == "no" or not (cpu or told or not torch.accelerator.is_available()):
         return
     if precision == "bf16" and cpu_has_bfloat16():

@@ -289,12 +289,9 @@ def _check_order(scenes: Sequence[Scene], data: DataSettings, *, validation: boo
             f"{place} must say who is in front, got scenes without order (format {data.format}); name the fields of visible "
             "masks or ranks in data.fields, add an order to the files, or use this set for evaluation alone"
         )
-    if isinstance(scenes, MaskFolders) and (folder := scenes.without_order()):
-        raise InputError(f"{place} must say who is in front in each folder, got none in {folder}; {scenes.order_cure}")
-    if isinstance(scenes, ProjectFolder) and (id := scenes.without_order()):
-        raise InputError(
-            f"{place} must say who is in front in each scene, got order null in scene {id}; add it, or leave the scene out"
-        )
+    if isinstance(scenes, MaskFolders | ProjectFolder) and (id := scenes.without_order()):
+        cure = getattr(scenes, "order_cure", "add it, or leave the scene out")
+        raise InputError(f"{place} must say who is in front in each scene, got none in {id}; {cure}")
 
 
 def check_data(data: DataSettings) -> str:

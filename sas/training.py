@@ -141,7 +141,7 @@ class Trainer:
                 self._check_same_run(checkpoint)
             self._fresh = checkpoint is None
             self._build()
-            if self.main and (self._restart or (checkpoint is None and self._has_pipeline())):
+            if self.main and (self._restart or (checkpoint is None and self.has_pipeline)):
                 self._set_aside()  # also what is left of a run whose checkpoints were deleted
             self.accelerator.wait_for_everyone()
             if checkpoint:
@@ -199,12 +199,14 @@ class Trainer:
         bar.close()
         if self._told_to_leave:
             return  # told to leave: the checkpoint is written, and a validation would keep others waiting
-        (no_pipeline,) = self._summed(float(self.main and not self._has_pipeline()))
+        (no_pipeline,) = self._summed(float(self.main and not self.has_pipeline))
         if no_pipeline or (self.max_minutes is not None and self.validated != self.step):
             self._validate(tracking)
             self._save(tracking)
 
-    def _has_pipeline(self) -> bool:
+    @property
+    def has_pipeline(self) -> bool:
+        """Whether there are weights to sample from, which the first validation writes."""
         return (self.out / "pipeline" / "model_index.json").exists()
 
     def _validation_due(self) -> bool:
@@ -459,7 +461,7 @@ class Trainer:
             if tracking:
                 tracking.write(self.step, scores.to_dict())
                 tracking.write_picture(self.step, "samples", picture)
-            if scores.score > self.best or not self._has_pipeline():
+            if scores.score > self.best or not self.has_pipeline:
                 self.best = scores.score
                 pipe.save_pretrained(self.out / "pipeline", saved_weights=cadence.saved_weights)
         self.validated = self.step

@@ -88,9 +88,7 @@ def test_training_tells_of_a_folder_without_order_before_it_begins(tmp_path: Pat
         save(tmp_path / "set" / name, {"back": BACK, "front": FRONT})
     (tmp_path / "set" / "a" / "order.json").write_text('[["front", "back"]]')
     data = DataSettings(scenes=str(tmp_path / "set"), format="masks")
-    with pytest.raises(
-        InputError, match=r"must say who is in front in each folder, got none in b; to train, give each"
-    ):
+    with pytest.raises(InputError, match=r"must say who is in front in each scene, got none in b; to train, give each"):
         check_data(data)
     save(tmp_path / "val" / "c", {"back": BACK, "front": FRONT})
     (tmp_path / "set" / "b" / "order.txt").write_text("front back")
@@ -105,9 +103,7 @@ def test_training_tells_of_an_order_of_which_nothing_can_be_used(tmp_path: Path)
     for name, order in (("a", '[["front", "back"]]'), ("b", '[["Front", "Back"]]')):
         save(tmp_path / name, {"back": BACK, "front": FRONT})
         (tmp_path / name / "order.json").write_text(order)
-    with pytest.raises(
-        InputError, match=r"must say who is in front in each folder, got none in b; to train, give each"
-    ):
+    with pytest.raises(InputError, match=r"must say who is in front in each scene, got none in b; to train, give each"):
         check_data(DataSettings(scenes=str(tmp_path), format="masks"))
 
 

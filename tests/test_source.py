@@ -160,7 +160,7 @@ def test_a_scene_without_an_order_is_told_before_training_or_where_it_is_read(tm
     write_project(tmp_path / "good", [named], min_overlap=0.01)
     assert ProjectFolder(tmp_path / "good").without_order() is None
     write_project(tmp_path / "set", scenes, min_overlap=0.01)
-    with pytest.raises(InputError, match="must say who is in front in each scene, got order null in scene 1; add it"):
+    with pytest.raises(InputError, match="must say who is in front in each scene, got none in 1; add it"):
         check_data(DataSettings(scenes=str(tmp_path / "set")))
     loader = SceneLoader(scenes, seed=0, batch_size=2, image_size=8, mask_size=8)
     with pytest.raises(

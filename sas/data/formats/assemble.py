@@ -44,12 +44,13 @@ class AnnotatedScenes(Reopened, Sequence[Scene], ABC):
     """Lazy scenes of an annotated data set: a picture is read when it is asked for.
 
     order_cure, picture_cure: what to do where the format could say who is in front and does not, and where its pictures are missing; ""
-    if there is nothing of its own to say.
+    if there is nothing of its own to say. picture_once: no two records are of one picture.
     """
 
     min_overlap: float = DEFAULT_MIN_OVERLAP
     order_cure: str = ""
     picture_cure: str = ""
+    picture_once: bool = True
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -316,13 +317,8 @@ def infer_order(
     order = np.zeros((count, count), dtype=bool)
     for front, behind in raw.pairs:
         if front == behind:
-            tell(
-                "warning",
-                "order-object",
-                f"the order says that {front} is in front of itself; the pair is left out",
-                "keep",
-                front,
-            )
+            words = f"the order says that {front} is in front of itself; the pair is left out"
+            tell("warning", "order-object", words, "keep", front)
         elif front in place and behind in place:
             order[place[front], place[behind]] = True
     stated = order | order.T

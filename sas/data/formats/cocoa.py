@@ -41,6 +41,8 @@ class CocoaScenes(AnnotatedScenes):
 
     picture_cure = PICTURE_CURE
 
+    picture_once = False  # several people may have drawn on it
+
     def __init__(
         self,
         path: str | Path,

@@ -121,10 +121,8 @@ class LabelmeScenes(AnnotatedScenes):
         for place, (shape, height) in enumerate(zip(listed, heights, strict=True)):
             id = f"shapes[{place}]"
             fields = shape if isinstance(shape, dict) else {}
-            label, group = (
-                str(fields.get("label", "")),
-                "" if fields.get("group_id") is None else str(fields["group_id"]),
-            )
+            label = str(fields.get("label", ""))
+            group = "" if fields.get("group_id") is None else str(fields["group_id"])
             try:
                 outline = _labelme_outline(shape, size)
             except BadSegmentation as error:
