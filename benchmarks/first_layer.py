@@ -7,6 +7,8 @@ whose truth is unknown, such as those under grey bars, are left out. Each wrong 
 object of the true layer of which less than half is drawn. "too early": in what can be seen behind the true layer of an object of which more
 than half of that is drawn. "parts": all others in an object. "background": where nothing is. "at outlines": all that are within one cell of
 the true layer's outline, whichever they are. A cell that belongs to several objects counts for the first that claims it, in this order.
+"were decisions right": the IoU if what is missed were drawn and what is too early were not, as true masks, and all else stayed. "were shapes
+right": if just the true masks of the objects that are drawn, too early or not, were drawn.
 Means over scenes with objects in a known order.
 """
 
@@ -40,14 +42,17 @@ def losses(
     true = objects[front].any(axis=0)
     wrong, union = drawn != true, max(1, int((drawn | true).sum()))
     kinds = {name: np.zeros_like(true) for name in ("missed", "too early")}
-    taken = []
+    taken, decided, shaped = [], drawn.copy(), np.zeros_like(true)
     for mask, first, name in zip(objects, front, scene.names, strict=True):
         asked = mask if first else mask & ~true
         if asked.any():
             found = bool((drawn & asked).sum() * 2 > asked.sum())
             taken.append((name.split("__")[0], bool(first), found))
+            if found:
+                shaped |= asked
             if found != first:
                 kinds["missed" if first else "too early"] |= wrong & asked
+                decided = decided | asked if first else decided & ~asked
     kinds["too early"] &= ~kinds["missed"]
     anywhere = objects.any(axis=0)
     kinds["parts"] = wrong & anywhere & ~kinds["missed"] & ~kinds["too early"]
@@ -57,7 +62,9 @@ def losses(
     shares = {name: float(cells.sum()) / union for name, cells in kinds.items()}
     if outline.any():
         shares["wrong cells at outlines, of all there"] = float((wrong & outline).sum() / outline.sum())
-    return {"IoU": 1 - float(wrong.sum()) / union, **shares}, taken
+    others = {"were decisions right": decided, "were shapes right": shaped}
+    ious = {name: float((one & true).sum() / max(1, (one | true).sum())) for name, one in others.items()}
+    return {"IoU": 1 - float(wrong.sum()) / union, **ious, **shares}, taken
 
 
 def main() -> None:

@@ -341,6 +341,8 @@ class TrainingSettings(Settings):
     """AdamW for all weights, or Muon for those of convolutions and matrices and AdamW for the rest."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     """Peak learning rate."""
+    only: tuple[str, ...] = ()
+    """Parts of the network that are trained, by their names in it (fuse, fine, ...); the others keep their weights. Empty: all."""
     encoder_rate: float = Field(1.0, ge=0, le=1)
     """Learning rate of the split network's image encoder, as a factor; 0 freezes it."""
     weight_decay: float = Field(0.0, ge=0, lt=1)

@@ -373,6 +373,7 @@ class SASPipeline(DiffusionPipeline):
                 geometry=geometries[row],
                 settings=settings[row],
                 info=info,
+                threshold=rules.stop_threshold,
             )
             for row in range(len(images))
         ]
@@ -431,6 +432,7 @@ class SASPipeline(DiffusionPipeline):
         geometry: Geometry,
         settings: EnsembleSettings,
         info: ModelInfo,
+        threshold: float,
     ) -> LayeredResult:
         layers, size = state.layers[row], self.config.mask_size
         reason = state.stop[row]
@@ -449,7 +451,12 @@ class SASPipeline(DiffusionPipeline):
             masks=stacked("mask", dtype=torch.bool),
             probability=stacked("probability", dtype=torch.float32),
             uncertainty=stacked("uncertainty", dtype=torch.float32),
-            stop=Stop(reason=reason, votes=state.votes[row], probability=state.nothing[row]),
+            stop=Stop(
+                reason=reason,
+                votes=state.votes[row],
+                probability=state.nothing[row],
+                threshold=threshold if self.config.stop_head else None,
+            ),
             settings=settings,
             model=info,
             file=Path(source).name if isinstance(source, str | Path) else "",

@@ -18,11 +18,13 @@ class Stop:
     reason: "empty" (nothing more was found), "no_progress" (the next layer added nothing), "max_layers" (the limit).
     votes: members that were void at the last step, 0..members; all of them if `probability` lay above the threshold.
     probability: of the weights' own stop output, calibrated: that nothing was left at the last step, in [0, 1]; None if they have none.
+    threshold: above which that probability ends the sequence, in (0, 1]; None for weights without that output, and in results of before.
     """
 
     reason: StopReason
     votes: int
     probability: float | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice(self.reason, get_args(StopReason), name="stop.reason")
@@ -30,6 +32,10 @@ class Stop:
         if self.probability is not None and not 0 <= self.probability <= 1:
             raise ValueError(
                 f"stop.probability must lie in [0, 1] or be None, got {self.probability!r}: pass a probability"
+            )
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"stop.threshold must lie in (0, 1] or be None, got {self.threshold!r}: pass that of the rules"
             )
 
 

@@ -436,11 +436,12 @@ class LayeredResult:
         return marks
 
     def _captions(self) -> list[str]:
-        settings, nothing = self.settings, self.stop.probability
+        settings, nothing, most = self.settings, self.stop.probability, self.stop.threshold
+        rule = f" (above {most:g} it stops)" if nothing is not None and most is not None and nothing > most else ""
         stop = {
             "empty": f"{self.stop.votes} of {_count(settings.members, 'try', 'tries')} found no further object"
             if nothing is None
-            else f"no further object found, probability that nothing is left {nothing:.2f}",
+            else f"no further object found, probability that nothing is left {nothing:.2f}{rule}",
             "no_progress": "the next layer would have added nothing new",
             "max_layers": "the largest number of layers allowed was reached",
         }[self.stop.reason]

@@ -307,6 +307,7 @@ class Trainer:
         look = getattr(self.model, "look", None)
         if not config.diffusion.layers_weight and look is not None:
             look.guess.requires_grad_(False)
+        _freeze_all_but(self.model, config.training.only)
         self.model.to(device, memory_format=torch.channels_last)
         self.ema = EMAModel(self.model.parameters(), decay=config.training.ema_decay)
         self.ema.to(device)
@@ -523,6 +524,20 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _freeze_all_but(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Leave the weights, and running statistics, of all parts of a network but these as they are; without a name nothing is frozen."""
+    parts = dict(model.named_children())
+    taught = [name for name, part in parts.items() if any(one.requires_grad for one in part.parameters())]
+    for name in names:
+        if name not in taught:
+            raise InputError(
+                f"training.only must name parts of the network that its losses teach, got {name!r}; choose among {', '.join(taught)}"
+            )
+    for name, part in parts.items() if names else ():
+        if name not in names:
+            part.requires_grad_(False).eval()
 
 
 def learning_rate(step: int, training: TrainingSettings, *, time_used: float = 0.0) -> float:

@@ -1018,7 +1018,9 @@ def test_loop_state_needs_an_end(tiny_pipe: SASPipeline) -> None:
     """The pipeline's own mistake would not pass as a result."""
     state = LoopState.start(count=1, ensemble_size=1, mask_size=16)
     with pytest.raises(RuntimeError, match="ended with a state that goes on"):
-        tiny_pipe._result(state, 0, image=picture(), source=None, geometry=None, settings=None, info=None)  # type: ignore[arg-type]
+        tiny_pipe._result(
+            state, 0, image=picture(), source=None, geometry=None, settings=None, info=None, threshold=0.5
+        )  # type: ignore[arg-type]
 
 
 def test_offloaded_weights_give_the_same_result_and_keep_their_name(make_tiny_pipe: MakePipe, tmp_path: Path) -> None:

@@ -128,6 +128,11 @@ def test_settings_refuse_what_has_no_meaning() -> None:
         Stop("empty", votes=-1)
     with pytest.raises(ValueError, match=r"stop\.probability must lie in \[0, 1\] or be None, got 1\.5"):
         Stop("empty", votes=1, probability=1.5)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(
+            ValueError, match=rf"stop\.threshold must lie in \(0, 1\] or be None, got {wrong}: pass that"
+        ):
+            Stop("empty", votes=1, probability=0.5, threshold=wrong)
     good: dict[str, Any] = {"members": 1, "steps": 1, "seed": 0, "consensus": "mean", "mode": "marginal"}
     for name, value in {"members": 0, "steps": True, "seed": -1, "consensus": "best", "mode": "fast"}.items():
         with pytest.raises(ValueError, match=f"settings.{name} must be"):
@@ -297,6 +302,9 @@ def test_the_overview_says_why_it_stopped_as_far_as_it_is_known(result: LayeredR
     assert told._captions()[0].endswith("no further object found, probability that nothing is left 0.33."), (
         "masks may have been drawn"
     )
+    for threshold, words in ((0.04, "0.33 (above 0.04 it stops)."), (0.5, "left 0.33.")):  # where all tries were empty
+        told = replace(result, stop=Stop("empty", votes=2, probability=0.327, threshold=threshold))
+        assert told._captions()[0].endswith(words)
 
 
 def test_save_replaces_an_older_result_whole(tmp_path: Path, result: LayeredResult, layers: np.ndarray) -> None:
@@ -328,6 +336,14 @@ def test_any_file_name_survives(tmp_path: Path, layers: np.ndarray, file: str) -
     assert LayeredResult.load(tmp_path / "out").file == result.file == file.replace("\udcff", "?")
 
 
+def test_a_result_of_before_the_threshold_was_kept_loads(tmp_path: Path, result: LayeredResult) -> None:
+    folder = result.save(tmp_path / "out")
+    document = json.loads((folder / "result.json").read_text())
+    del document["stop"]["threshold"]
+    (folder / "result.json").write_text(json.dumps(document))
+    assert LayeredResult.load(folder).stop == result.stop
+
+
 def test_dict_matches_the_instances(result: LayeredResult) -> None:
     document = result.to_dict()
     assert [layer["instances"] for layer in document["layers"]] == [[0], [1, 2]]
@@ -337,7 +353,7 @@ def test_dict_matches_the_instances(result: LayeredResult) -> None:
         assert (rle_decode(told["visible"]) == one["visible"]).all()
         assert (told["score"], told["bbox"], told["layer"]) == (one["predicted_iou"], one["bbox"], one["layer"])
     assert document["ensemble"] == {"members": 2, "steps": 4, "seed": 7, "consensus": "medoid", "mode": "diffusion"}
-    assert document["stop"] == {"reason": "empty", "votes": 2, "probability": None}
+    assert document["stop"] == {"reason": "empty", "votes": 2, "probability": None, "threshold": None}
     assert document["model"] == {"id": "tiny", "sha256": "0a" * 32}
 
 

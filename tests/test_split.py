@@ -413,6 +413,32 @@ def test_detail_that_does_not_fit_is_named() -> None:
             small(encoder="efficientnet_lite0", detail=wrong)
 
 
+def test_only_the_parts_named_are_trained(tmp_path: Path) -> None:
+    lite = {key: value for key, value in SPLIT.items() if key != "model_encoder_widths"}
+    settings = {**lite, "model_encoder": "efficientnet_lite0", "model_detail": 16, "diffusion_rollout": 0.5}
+    start = Trainer(tiny_config(**settings, training_steps=1), tmp_path / "a", cpu=True, progress=False).run().model
+    weights = tmp_path / "a" / "pipeline"
+    config = tiny_config(
+        **settings,
+        training_steps=3,
+        training_only=("fine", "head"),
+        training_optimizer="muon",
+        training_weight_decay=0.1,
+    )
+    trainer = Trainer(config, tmp_path / "b", init_from=weights, cpu=True, progress=False)
+    trained, before = trainer.run().model.state_dict(), start.state_dict()
+    same = {name for name, tensor in before.items() if torch.equal(trained[name], tensor)}
+    assert same == {name for name in before if not name.startswith(("fine.", "head."))}
+    assert not trainer.model.image_encoder.training and trainer.model.fine.training
+    for wrong, changes in (("detail", {}), ("stop", {"diffusion_stop_weight": 0.0})):
+        config = tiny_config(**settings, training_steps=1, training_only=(wrong,), **changes)
+        with pytest.raises(
+            InputError,
+            match=rf"training.only must name parts .* its losses teach, got '{wrong}'; choose among .*necks, .*fine$",
+        ):
+            Trainer(config, tmp_path / "c", init_from=weights, cpu=True, progress=False).run()
+
+
 @pytest.mark.parametrize("more", ["blocks", "attention", "detail", "image_unet", "image_unet beside detail", "all"])
 def test_training_of_a_larger_network_begins_as_the_smaller_one(tmp_path: Path, more: str) -> None:
     lite = {key: value for key, value in SPLIT.items() if key != "model_encoder_widths"}
@@ -702,8 +728,9 @@ def test_the_stop_head_ends_the_loop() -> None:
         nn.init.constant_(model.stop.bias, bias)
         stop = build_pipeline(config, model)(np.zeros((32, 32, 3), dtype=np.uint8)).stop
         assert stop.reason == reason and stop.votes == (2 if reason == "empty" else 0)
-        assert stop.probability == pytest.approx(1 / (1 + math.exp(-bias)), abs=1e-6)
+        assert stop.probability == pytest.approx(1 / (1 + math.exp(-bias)), abs=1e-6) and stop.threshold == 0.5
     pipe = build_pipeline(config, model)
+    assert pipe(np.zeros((32, 32, 3), dtype=np.uint8), stop_threshold=0.04).stop.threshold == 0.04
     pipe.register_to_config(stop_shift=7.0)  # calibration turns -3 into 4
     assert pipe(np.zeros((32, 32, 3), dtype=np.uint8)).stop.reason == "empty"
 
