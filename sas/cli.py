@@ -370,6 +370,7 @@ def _composer(options: Compose) -> Composer:
             prints=options.prints,
             warps=options.warps,
             shades=options.shades,
+            degradation=options.degradation,
             classes=options.classes,
             views=4,
             background_count=max(8, min(options.count, 64)),

@@ -175,6 +175,8 @@ class Compose:
     """Share of objects that are stretched, bent and tapered."""
     shades: float = 0.0
     """Share of pictures with a patch of shadow or light that is no object."""
+    degradation: float = 0.0
+    """Share of pictures that are blurred, of fewer pixels, noisy or packed as JPEG."""
     classes: int = 32
     """Rendered looks."""
     families: tuple[str, ...] = ()

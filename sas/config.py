@@ -109,6 +109,8 @@ class DataSettings(Settings):
     """Share of composed objects that are stretched, bent and tapered."""
     shades: float = Field(0.0, ge=0, le=1)
     """Share of composed pictures with a patch of shadow or light that is no object."""
+    degradation: float = Field(0.0, ge=0, le=1)
+    """Share of composed pictures that are blurred, of fewer pixels, noisy or packed as JPEG, as photographs are."""
     letterbox: float = Field(0.15, ge=0, le=1)
     """Share of composed scenes with grey bars, as pictures that are not square have."""
     min_overlap: float = Field(0.01, ge=0, lt=1)

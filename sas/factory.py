@@ -160,6 +160,7 @@ def scene_style(data: DataSettings) -> SceneStyle:
         prints=data.prints,
         warps=data.warps,
         shades=data.shades,
+        degradation=data.degradation,
     )
 
 
@@ -368,6 +369,7 @@ def build_validation(config: Config) -> SceneSource:
             "prints": 0.0,
             "warps": 0.0,
             "shades": 0.0,
+            "degradation": 0.0,
         }
     )
     seed = VALIDATION_SEED + config.training.seed

@@ -404,8 +404,8 @@ def test_compose_takes_only_the_part_asked_for(call: Call, tmp_path: Path) -> No
     assert status == 2 and "--size must be from 16 to 1024 pixels, got 2048; pass one of these" in err
 
 
-def test_compose_with_prints_or_shades_shows_the_same_objects_in_other_colours(call: Call) -> None:
-    for option in ("prints", "shades"):
+def test_compose_with_prints_shades_or_degradation_shows_the_same_objects_in_other_colours(call: Call) -> None:
+    for option in ("prints", "shades", "degradation"):
         for share in (0, 1):
             assert call("compose", "--out", f"{option}{share}", *COMPOSE, f"--{option}", share)[0] == 0
         for a, b in zip(open_scenes(f"{option}0"), open_scenes(f"{option}1"), strict=True):
@@ -449,6 +449,7 @@ def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) 
         (["--prints", "-1"], "prints must be at least 0, got -1.0: pass 0 or more"),
         (["--warps", "1.5"], "warps must be at most 1, got 1.5: pass 1 or less"),
         (["--shades", "-1"], "shades must be at least 0, got -1.0: pass 0 or more"),
+        (["--degradation", "2"], "degradation must be at most 1, got 2.0: pass 1 or less"),
         (["--format", "coco"], "--format"),
         (["--coutn", "3"], "--count"),
     ],

@@ -12,11 +12,13 @@ from torch.nn import functional
 
 from sas.data.atlas import Atlas
 from sas.data.composer import PRINT_DRAWS, Composer, SceneStyle, layers_front_to_back
+from sas.data.degradation import degrade
 from sas.data.warp import WARP_DRAWS, Warp
 from sas.geometry import PADDING_VALUE
 from sas.masks import reduce_by_area, union
 from sas.order import layers_from_order, significant_order
 from sas.scene import Scene
+from sas.seeding import Keys
 
 Make = Callable[..., Composer]
 PLAIN = SceneStyle(empty=0.0, twins=0.0, letterbox=0.0)
@@ -240,7 +242,9 @@ def test_ranges(make: Make) -> None:
 @pytest.mark.parametrize(
     "style",
     [
-        SceneStyle(objects=(0, 4), letterbox=0.5, twins=0.5, appearance=0.5, prints=0.5, warps=0.5, shades=0.5),
+        SceneStyle(
+            objects=(0, 4), letterbox=0.5, twins=0.5, appearance=0.5, prints=0.5, warps=0.5, shades=0.5, degradation=0.5
+        ),
         replace(CROWDED, warps=1.0, min_visible=0.3),
         replace(PLAIN, objects=(1, 6), scale=(0.1, 0.9), spread=(0.9, 3.0)),  # some lie partly or wholly outside
     ],
@@ -343,6 +347,55 @@ def test_shades_darken_part_of_a_picture_and_are_no_objects(make: Make) -> None:
     assert (on_objects & anywhere).sum() > 8 and (anywhere & ~on_objects).sum() > 15, "half lie behind the objects"
     some = make(replace(style, shades=0.3)).compose(1, range(60))
     assert 0.1 < ((some.image - plain.image).abs().amax(dim=(1, 2, 3)) > 1e-3).float().mean() < 0.5
+
+
+def test_degradation_changes_pictures_and_no_mask_and_leaves_grey_bars(make: Make) -> None:
+    style = replace(PLAIN, objects=(1, 3), letterbox=0.5)
+    plain, worse = (make(replace(style, degradation=share)).compose(1, range(24)) for share in (0.0, 1.0))
+    for name in ("masks", "counts", "order", "sprite", "frame"):
+        assert torch.equal(getattr(plain, name), getattr(worse, name)), name
+    away = (worse.image - plain.image).abs()
+    assert not (away * ~plain.frame).any() and worse.image.min() >= 0 and worse.image.max() <= 1
+    changed = away.amax(dim=(1, 2, 3)) > 1e-3
+    assert changed.sum() > 15, "of four ways each is taken by half of the pictures"
+    assert ((worse.image - plain.image) * plain.frame).mean().abs() < 0.02, "no darker and no lighter"
+    some = make(replace(style, degradation=0.3)).compose(1, range(24))
+    kept = (some.image == plain.image).flatten(1).all(dim=1)
+    assert 8 < kept.sum() < 24
+    alone = make(replace(style, degradation=1.0)).compose(1, [7])
+    torch.testing.assert_close(alone.image[0], worse.image[7], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("strength", "check"),
+    [
+        ((1.0, 0.0, 0.0, 0.0), "blur"),
+        ((0.0, 1.0, 0.0, 0.0), "fewer"),
+        ((0.0, 0.0, 1.0, 0.0), "noise"),
+        ((0.0, 0.0, 0.0, 1.0), "jpeg"),
+    ],
+)
+def test_each_way_of_degradation(monkeypatch: pytest.MonkeyPatch, strength: tuple[float, ...], check: str) -> None:
+    keys = Keys(0, 0, (0,))
+    drawn = torch.tensor([[0.0, *(0.5 + 0.5 * value for value in strength)]])
+    monkeypatch.setattr(Keys, "uniform", lambda self, *_: drawn)
+    side = 40  # no multiple of the blocks of a JPEG
+    image = torch.full((1, 3, side, side), 0.25)
+    image[..., side // 2 :] = 0.75
+    made = degrade(image, keys, share=1.0)
+    edge = made[0, :, side // 2, side // 2 - 1 : side // 2 + 1]
+    if check in ("blur", "fewer"):
+        assert (edge[:, 0] > 0.26).all() and (edge[:, 1] < 0.74).all(), "the edge is soft"
+        torch.testing.assert_close(made[..., :8], image[..., :8], rtol=0, atol=1e-3)
+        torch.testing.assert_close(made.mean(), image.mean(), rtol=0, atol=1e-3)
+    elif check == "noise":
+        noise = made - image
+        assert 0.07 < noise.std() < 0.09 and abs(noise.mean()) < 0.01
+        assert not torch.allclose(noise[:, 0], noise[:, 1], atol=0.05), "each colour has its own"
+    else:
+        assert 0 < (made - image).abs().max() < 0.2 and (made - image).std() < 0.05
+    monkeypatch.undo()
+    assert degrade(image, keys, share=0.0) is image
 
 
 def test_hardly_visible_objects_are_left_out(make: Make) -> None:

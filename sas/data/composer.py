@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from torch.nn import functional
 
 from sas.data.atlas import Atlas
+from sas.data.degradation import degrade
 from sas.data.warp import WARP_DRAWS, Warp
 from sas.geometry import PADDING_VALUE
 from sas.masks import overlap_areas, reduce_by_area
@@ -101,7 +102,7 @@ class SceneStyle:
     prints: share of objects that wear a print, a piece of a background lit as they are: half of these all over, half on a label.
     warps: share of objects that are stretched, bent and tapered, so that few cutouts have many shapes.
     shades: share of pictures with a patch that is darker or lighter, an ellipse or a band, on all that is there or on the background alone;
-    it is no object.
+    it is no object. degradation: share of pictures that are blurred, of fewer pixels, noisy, packed as JPEG (`sas.data.degradation`).
     """
 
     objects: tuple[int, int] = (1, 4)
@@ -119,6 +120,7 @@ class SceneStyle:
     prints: float = 0.0
     warps: float = 0.0
     shades: float = 0.0
+    degradation: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +247,7 @@ class Composer:
         keys, style = Keys(self.seed, step, tuple(positions)), self.style
         b, n, c = len(positions), style.objects[1], self.canvas
 
-        # 1. A twin takes its numbers, but for shade, film and grain, from its left neighbour, so that both show the same objects.
+        # 1. A twin takes its numbers, but for shade, film, grain and degradation, from its left neighbour, so that both show the same objects.
         own = keys.uniform("twin")
         twin = torch.tensor(
             [bool(u < style.twins) and p % 2 == 1 for u, p in zip(own.tolist(), positions, strict=True)],
@@ -296,6 +298,8 @@ class Composer:
         else:
             image = torch.addcmul(image, background, light)
         image = self._camera(image, per_scene, keys)
+        if style.degradation:
+            image = degrade(image, keys, share=style.degradation)
         image = torch.where(frame, image, PADDING_VALUE / 255)
 
         # 5. Objects that are there first, padding last.

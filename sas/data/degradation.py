@@ -1,0 +1,56 @@
+"""Pictures as a worse camera, or a website, would give them: out of focus, of fewer pixels, noisy, packed as JPEG.
+
+Composed pictures are clean, and a network that has seen no others takes the pixels of noise and of JPEG's blocks for things. The kinds are
+those of Wang et al., "Real-ESRGAN", ICCVW 2021; each has a strength of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from sas.seeding import Keys
+
+BLUR, FEWEST, NOISE, JPEG = 2.5, 0.35, 0.08, (95.0, 25.0)
+"""At full strength: standard deviation of the blur, pixels of a picture of 256; the side's share that is left when it is made smaller, before
+it is made as large as it was; standard deviation of the noise, white being 1; quality of the JPEG code, at no strength and at full."""
+
+
+def degrade(image: torch.Tensor, keys: Keys, *, share: float) -> torch.Tensor:
+    """Some pictures degraded, each in about two of the four ways, the others as they are.
+
+    image: float (B, 3, S, S) in [0, 1], one a key. share: of the pictures that are degraded, in [0, 1].
+    """
+    drawn = keys.uniform("degradation", 5)
+    changed = torch.where(drawn[:, 0] < share)[0].tolist()
+    if not changed:
+        return image
+    places = torch.tensor(changed, device=image.device)
+    strength = ((drawn[changed, 1:] - 0.5).clamp(min=0) * 2).to(image.device)
+    some, side = image[places].clamp(0, 1), image.shape[-1]
+    lens = torch.stack([_lens(side, blur, fewer) for blur, fewer in strength[:, :2].tolist()]).to(image.device)
+    some = lens[:, None] @ some @ lens[:, None].mT
+    grain = keys.at([keys.positions[b] for b in changed]).normal("speckle", 3, side, side).to(image.device)
+    some = (some + grain * (NOISE * strength[:, 2, None, None, None])).clamp(0, 1)
+    packed = torch.where(strength[:, 3] > 0)[0]
+    if len(packed):
+        from kornia.enhance import jpeg_codec_differentiable  # takes a second, so only where it is used
+
+        quality = JPEG[0] + (JPEG[1] - JPEG[0]) * strength[packed, 3]
+        some = some.index_copy(0, packed, jpeg_codec_differentiable(some[packed], quality).to(some.dtype))
+    return image.index_copy(0, places, some)
+
+
+def _lens(side: int, blur: float, fewer: float) -> torch.Tensor:
+    """Blur, and fewer pixels made as many as before, along one axis, as a matrix: float (side, side); rows sum to one. Strengths in [0, 1]."""
+    place = torch.arange(side)
+    lens = torch.eye(side)
+    if blur > 0:
+        deviation = BLUR * blur * side / 256
+        lens = (-((place[:, None] - place) ** 2) / (2 * deviation**2)).exp()
+        lens = lens / lens.sum(dim=1, keepdim=True)
+    small = max(1, round(side * (1 - (1 - FEWEST) * fewer)))
+    if small < side:
+        columns = functional.interpolate(lens.T[None], size=small, mode="area")
+        lens = functional.interpolate(columns, size=side, mode="linear")[0].T
+    return lens
