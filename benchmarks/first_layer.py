@@ -17,12 +17,14 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion
 from tqdm.auto import tqdm
 
 from sas.evaluation import load_dataset
+from sas.metrics import iou
 from sas.pipeline import SASPipeline
 from sas.scene import Scene, collate
 
@@ -63,29 +65,36 @@ def losses(
     if outline.any():
         shares["wrong cells at outlines, of all there"] = float((wrong & outline).sum() / outline.sum())
     others = {"were decisions right": decided, "were shapes right": shaped}
-    ious = {name: float((one & true).sum() / max(1, (one | true).sum())) for name, one in others.items()}
-    return {"IoU": 1 - float(wrong.sum()) / union, **ious, **shares}, taken
+    return {"IoU": iou(drawn, true), **{name: iou(one, true) for name, one in others.items()}, **shares}, taken
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def begin(description: str | None) -> tuple[SASPipeline, Iterator[tuple[Scene, np.ndarray]]]:
+    """The weights and the scenes that the command line names: those with objects in a known order, each with its known cells, bool (h, w)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--weights", default="default")
     parser.add_argument("--limit", type=int, default=200)
     options = parser.parse_args()
     pipe = SASPipeline.from_pretrained(options.weights)
     pipe.set_progress_bar_config(disable=True)
-    scenes, values, taken = load_dataset(options.data), defaultdict(list), []
-    for index in tqdm(range(min(options.limit, len(scenes)))):
-        scene = scenes[index].drop_invisible()
-        if not len(scene) or scene.order_matrix is None:
-            continue
+    scenes = load_dataset(options.data)
+
+    def each() -> Iterator[tuple[Scene, np.ndarray]]:
+        for index in tqdm(range(min(options.limit, len(scenes)))):
+            scene = scenes[index].drop_invisible()
+            if len(scene) and scene.order_matrix is not None:
+                batch = collate([scene], image_size=pipe.config.image_size, mask_size=pipe.config.mask_size)
+                yield scene, batch.known[0, 0].numpy()
+
+    return pipe, each()
+
+
+def main() -> None:
+    (pipe, scenes), values, taken = begin(__doc__), defaultdict(list), []
+    for scene, known in scenes:
         result = pipe(scene.image, seed=0)
         objects = result.geometry.masks_to_model(scene.amodal_masks)
         drawn = result.masks[0] if len(result) else np.zeros_like(objects[0])
-        known = (
-            collate([scene], image_size=result.geometry.size, mask_size=result.geometry.mask_size).known[0, 0].numpy()
-        )
         shares, found = losses(scene, drawn & known, objects & known)
         taken += found
         for name, value in shares.items():

@@ -9,24 +9,15 @@ known order, and the mean of its differences from the picture as it is, with 95 
 
 from __future__ import annotations
 
-import argparse
-import io
 from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
+from first_layer import begin
 from PIL import Image, ImageFilter
-from tqdm.auto import tqdm
 
-from sas.evaluation import load_dataset
-from sas.pipeline import SASPipeline
-from sas.scene import collate
-
-
-def jpeg(picture: Image.Image, quality: int) -> Image.Image:
-    packed = io.BytesIO()
-    picture.save(packed, format="JPEG", quality=quality)
-    return Image.open(packed).convert("RGB")
+from sas.data.augment import as_jpeg
+from sas.metrics import bootstrap_interval, iou
 
 
 def smaller(picture: Image.Image, share: float) -> Image.Image:
@@ -45,8 +36,8 @@ WAYS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "Gaussian blur, 1 pixel": lambda picture: picture.filter(ImageFilter.GaussianBlur(1)),
     "Gaussian blur, 2 pixels": lambda picture: picture.filter(ImageFilter.GaussianBlur(2)),
     "half as many pixels a side, and back": lambda picture: smaller(picture, 0.5),
-    "JPEG of quality 75": lambda picture: jpeg(picture, 75),
-    "JPEG of quality 40": lambda picture: jpeg(picture, 40),
+    "JPEG of quality 75": lambda picture: as_jpeg(picture, 75),
+    "JPEG of quality 40": lambda picture: as_jpeg(picture, 40),
     "noise of 5 of 255": lambda picture: noisy(picture, 5),
     "noise of 10 of 255": lambda picture: noisy(picture, 10),
     "sharpened by 1.5, 2 pixels": lambda picture: picture.filter(ImageFilter.UnsharpMask(2, 150, 0)),
@@ -55,31 +46,18 @@ WAYS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--weights", default="default")
-    parser.add_argument("--limit", type=int, default=200)
-    options = parser.parse_args()
-    pipe = SASPipeline.from_pretrained(options.weights)
-    pipe.set_progress_bar_config(disable=True)
-    scenes, values = load_dataset(options.data), defaultdict(list)
-    for index in tqdm(range(min(options.limit, len(scenes)))):
-        scene = scenes[index].drop_invisible()
-        if not len(scene) or scene.order_matrix is None:
-            continue
-        size = {"image_size": pipe.config.image_size, "mask_size": pipe.config.mask_size}
-        known = collate([scene], **size).known[0, 0].numpy()
+    (pipe, scenes), values = begin(__doc__), defaultdict(list)
+    for scene, known in scenes:
         for name, way in WAYS.items():
             result = pipe(np.asarray(way(Image.fromarray(scene.image))), seed=0, max_layers=1, refine=False)
             true = result.geometry.masks_to_model(scene.amodal_masks)[scene.layer_index == 0].any(axis=0) & known
             drawn = result.masks[0] & known if len(result) else np.zeros_like(true)
-            values[name].append(float((drawn & true).sum() / max(1, (drawn | true).sum())))
-    plain, random = np.array(values["as it is"]), np.random.default_rng(0)
-    chosen = random.integers(0, len(plain), (1000, len(plain)))
+            values[name].append(iou(drawn, true))
+    plain = np.array(values["as it is"])
     print(f"{len(plain)} scenes with objects")
     for name, column in values.items():
         away = np.array(column) - plain
-        low, high = np.quantile(away[chosen].mean(axis=1), [0.025, 0.975])
+        low, high = bootstrap_interval(away)
         print(f"{name}: {np.mean(column):.3f}, {away.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
 
 

@@ -412,6 +412,8 @@ class Config(Settings):
             raise ValueError(
                 "training.encoder_rate belongs to the split network: remove it, or set model.name to split"
             )
+        if self.training.encoder_rate == 0 and "image_encoder" in self.training.only:
+            raise ValueError("training.only names image_encoder, which encoder_rate 0 freezes: leave one of them out")
         if self.diffusion.layers_weight and not self.model.image_unet:
             raise ValueError(
                 "diffusion.layers_weight needs model.image_unet, whose guess it judges: set it, or remove layers_weight"

@@ -169,6 +169,10 @@ def test_all_faults_at_once() -> None:
             "model.image_unet needs diffusion.layers_weight or model.detail, or nothing uses",
         ),
         (
+            {"training.only": ("image_encoder",), "training.encoder_rate": 0.0},
+            "training.only names image_encoder, which encoder_rate 0 freezes: leave one of them out",
+        ),
+        (
             {"diffusion.layers_weight": 1.0},
             "diffusion.layers_weight needs model.image_unet, whose guess it judges: set it, or",
         ),

@@ -134,7 +134,7 @@ def augment(scene: Scene, augmentation: Augmentation, key: int | Keys) -> Scene:
         picture = Image.fromarray(np.rint(noisy).clip(0, 255).astype(np.uint8))
     if happens["jpeg"]:
         quality = _between(drawn["jpeg_quality"], augmentation.jpeg_quality, BEST_JPEG_QUALITY)
-        picture = _as_jpeg(picture, round(quality))
+        picture = as_jpeg(picture, round(quality))
     return replace(scene, image=np.array(picture))
 
 
@@ -221,7 +221,8 @@ def _recoloured(picture: Image.Image, change: float, drawn: dict[str, float]) ->
     return picture.point(np.concatenate(tables).astype(int).tolist())
 
 
-def _as_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+def as_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    """The picture, RGB, packed as JPEG of a quality in 1..95, and unpacked."""
     packed = io.BytesIO()
     picture.save(packed, format="JPEG", quality=quality)
     return Image.open(packed).convert("RGB")

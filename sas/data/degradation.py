@@ -6,9 +6,13 @@ those of Wang et al., "Real-ESRGAN", ICCVW 2021; each has a strength of its own.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from einops import rearrange
+from PIL import Image
 from torch.nn import functional
 
+from sas.data.augment import as_jpeg
 from sas.seeding import Keys
 
 BLUR, FEWEST, NOISE, JPEG = 2.5, 0.35, 0.08, (95.0, 25.0)
@@ -32,13 +36,17 @@ def degrade(image: torch.Tensor, keys: Keys, *, share: float) -> torch.Tensor:
     some = lens[:, None] @ some @ lens[:, None].mT
     grain = keys.at([keys.positions[b] for b in changed]).normal("speckle", 3, side, side).to(image.device)
     some = (some + grain * (NOISE * strength[:, 2, None, None, None])).clamp(0, 1)
-    packed = torch.where(strength[:, 3] > 0)[0]
-    if len(packed):
-        from kornia.enhance import jpeg_codec_differentiable  # takes a second, so only where it is used
-
-        quality = JPEG[0] + (JPEG[1] - JPEG[0]) * strength[packed, 3]
-        some = some.index_copy(0, packed, jpeg_codec_differentiable(some[packed], quality).to(some.dtype))
+    for row, amount in enumerate(strength[:, 3].tolist()):
+        if amount > 0:
+            some[row] = _packed(some[row], quality=round(JPEG[0] + (JPEG[1] - JPEG[0]) * amount)).to(image.device)
     return image.index_copy(0, places, some)
+
+
+def _packed(picture: torch.Tensor, *, quality: int) -> torch.Tensor:
+    """float (3, S, S) in [0, 1] -> the same as JPEG keeps it, on the CPU."""
+    pixels = rearrange((picture * 255).round().byte(), "c h w -> h w c").cpu().numpy()
+    kept = np.array(as_jpeg(Image.fromarray(pixels), quality))
+    return rearrange(torch.from_numpy(kept), "h w c -> c h w").float() / 255
 
 
 def _lens(side: int, blur: float, fewer: float) -> torch.Tensor:
