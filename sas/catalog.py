@@ -47,7 +47,7 @@ def take_stock(
     min_area: float,
     refined: bool,
 ) -> Catalog:
-    """One pass over the layers, one full-size mask after the other; a layer's instances come largest first.
+    """One pass over the layers, one full-size mask after the other; of a layer's instances that of the most cells of the grid comes first.
 
     masks: bool (K, m, m) on the mask grid. full(k): bool (H, W), layer k in the input frame. members: bool (K, E, m, m).
     probability: float (K, m, m). min_area: fraction of the mask grid below which a component is not an instance.

@@ -131,6 +131,10 @@ def _load(weights: str | None, device: str, dtype: str = "float32") -> Any:
 def _sample(options: Sample) -> int:
     if not options.inputs:
         raise UsageError("name at least one picture or folder, for example `sas sample photo.jpg --out results`")
+    if not all(options.inputs):
+        raise UsageError(
+            "pictures must have names, got an empty one: leave it out, or look at what should have filled it in"
+        )
     for name in ("members", "steps", "max_layers", "batch_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -160,7 +164,7 @@ def _sample(options: Sample) -> int:
             print(f"{outcome.file}: {outcome.error}", file=sys.stderr)
             return
         count, instances = len(outcome.result), outcome.result.count  # not `instances`, which keeps full-size masks
-        print(f"{outcome.file}: {count} layer{'' if count == 1 else 's'}, {instances} instances -> {outcome.folder}")
+        print(f"{outcome.file}: {_counted(count, 'layer')}, {_counted(instances, 'instance')} -> {outcome.folder}")
 
     outcomes = sample_files(
         pipe,
@@ -230,7 +234,7 @@ def _train(options: Train) -> int:
 def _dry_run(settings: Config, out: Path, *, cpu: bool, init_from: str | None) -> int:
     """What a run would do, after looking at its data, at the weights it starts from and at what it would run on."""
     from sas.distributed import check_precision
-    from sas.factory import build_model, build_pipeline, check_data
+    from sas.factory import build_model, build_pipeline, check_data, freeze_untaught
     from sas.growing import copy_weights
 
     check_precision(settings.training.precision, cpu=cpu)
@@ -238,6 +242,7 @@ def _dry_run(settings: Config, out: Path, *, cpu: bool, init_from: str | None) -
     model = build_model(settings)
     if init_from is not None:
         copy_weights(build_pipeline(settings, model), init_from, pretrained=False)
+    freeze_untaught(model, settings)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     training = settings.training
     print(f"data: {words}")
@@ -249,7 +254,13 @@ def _dry_run(settings: Config, out: Path, *, cpu: bool, init_from: str | None) -
     return 0
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _evaluate(options: Evaluate) -> int:
+    if not options.out:
+        raise UsageError("--out must name a folder, got nothing; pass --out results")
     from dataclasses import replace
 
     with quick_imports():

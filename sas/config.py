@@ -11,10 +11,11 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 
 class ConfigError(ValueError):
@@ -37,6 +38,24 @@ class Settings(BaseModel):
         empty: dict[Any, Any] = {tuple: (), dict: {}}
         kinds = {name: get_origin(field.annotation) for name, field in cls.model_fields.items()}
         return {name: empty.get(kinds.get(name), value) if value is None else value for name, value in values.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_stand_ins(cls, value: Any, told: ValidationInfo) -> Any:
+        """A truth value is no number, and an empty text, such as a variable of the shell that is not set leaves, names nothing."""
+        some = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(one, str) and not one.strip() for one in some):
+            raise PydanticCustomError("empty_text", "")
+        kinds = _kinds(cls.model_fields[str(told.field_name)].annotation)
+        if any(isinstance(one, bool) for one in some) and bool not in kinds and kinds & {int, float}:
+            raise PydanticKnownError("float_type" if float in kinds else "int_type")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that a field takes, by itself, in a union or in a list."""
+    inner = get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner and get_origin(annotation) is not Literal else {annotation}
 
 
 class DataSettings(Settings):
@@ -430,6 +449,20 @@ class Config(Settings):
                 f"data.mask_size must be divisible by patch x 2^(levels - 1) = {side}, got {self.data.mask_size}: "
                 "change mask_size, model.patch or the number of model.channels"
             )
+        if self.data.scenes is None and self.data.image_size * self.data.oversample % self.data.mask_size:
+            raise ValueError(
+                "data.mask_size must divide the canvas on which scenes are composed, image_size x oversample = "
+                f"{self.data.image_size * self.data.oversample}, got {self.data.mask_size}: choose a divisor, or raise data.oversample"
+            )
+        maps = [self.data.mask_size // self.model.patch // 2**level for level in range(len(self.model.channels))]
+        nowhere = (
+            set(self.model.attention_sizes) - set(maps) - set(type(self.model).model_fields["attention_sizes"].default)
+        )
+        if nowhere:
+            raise ValueError(
+                f"model.attention_sizes must name sides of the denoiser's maps, {', '.join(map(str, maps))} here, got {min(nowhere)}: "
+                "choose among them, or remove it"
+            )
         longest = self.diffusion.num_train_timesteps
         for name, steps in (
             ("sampling.steps", self.sampling.steps),
@@ -440,12 +473,25 @@ class Config(Settings):
         return self
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML of which no mapping names a key twice: plain YAML would drop what the first one holds without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
     """Defaults, changed by a YAML file, changed by `overrides` ({"section.field": value})."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_EachKeyOnce) or {}
         except OSError as error:
             raise ConfigError(f"configuration {path} cannot be read ({error.strerror}): check the path") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -509,6 +555,7 @@ _PLAIN: dict[str, tuple[str, str]] = {
     "greater_than": ("more than {gt:g}", "pass a larger number"),
     "less_than_equal": ("at most {le:g}", "pass {le:g} or less"),
     "less_than": ("less than {lt:g}", "pass a smaller number"),
+    "empty_text": ("more than an empty text", "leave it out, or look at what should have filled it in"),
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), _WHOLE),
     **dict.fromkeys(("float_type", "float_parsing"), _NUMBER),
     **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "pass one of them")),

@@ -67,6 +67,11 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
             f"distributed type must be data parallel (DDP), got {accelerator.distributed_type.value}: "
             "choose multi-GPU or multi-CPU without further options in `accelerate config`"
         )
+    if accelerator.device.type == "cpu" and accelerator.num_processes > 2:
+        # After its first step DDP packs the gradients anew, and how they are packed decides in which order those of three processes and more
+        # are summed, so that a run that goes on would differ in the last bits from one that never stopped. This keeps the packing; PyTorch
+        # warns once that it costs a little time.
+        plain.find_unused_parameters = True
     return accelerator
 
 

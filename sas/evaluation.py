@@ -35,7 +35,7 @@ from sas.pipeline import SASPipeline
 from sas.result import LayeredResult
 from sas.scene import Scene, collate
 from sas.seeding import TEST_SEED
-from sas.validation import validate
+from sas.validation import behind_truth
 
 Predictor = Callable[[list[np.ndarray], int], list[LayeredResult]]
 TEST_COUNT = 200
@@ -341,7 +341,7 @@ def true_mask_scores(
         known = [scene for scene in part if scene.order_matrix is not None]
         if not known:
             continue
-        found = validate(
+        found = behind_truth(
             pipe,
             collate(known, image_size=config.image_size, mask_size=config.mask_size),
             members=ensemble_size or config.ensemble_size,
@@ -349,7 +349,7 @@ def true_mask_scores(
             seed=seed,
         )
         stops += found.stops.tolist()
-        ious += found.true_ious
+        ious += found.ious
         probabilities += found.stop_probabilities
     deepest = max((len(row) for row in ious), default=0)
     scores = {f"iou_layer_{k}_true_cumulative": _mean([row[k] for row in ious if len(row) > k]) for k in range(deepest)}
@@ -394,7 +394,7 @@ def score_scene(scene: Scene, result: LayeredResult) -> dict[str, Any]:
         visible = scene.visible & known if ordered else None
         scene = replace(scene, amodal_masks=scene.amodal_masks & known, visible_masks=visible)
     row: dict[str, Any] = {
-        "foreground_iou": metrics.foreground_iou(predicted, scene.amodal_masks),
+        "foreground_iou": metrics.foreground_iou(predicted, scene.amodal_masks) if known.any() else np.nan,
         "instance_ious": np.where(
             scene.amodal_masks.any(axis=(1, 2)), metrics.instance_ious(instances, scene.amodal_masks), np.nan
         ),

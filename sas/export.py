@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -67,7 +68,7 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
     model, config = copy.deepcopy(pipe.model).float().cpu().eval(), pipe.config
     image = torch.zeros(2, 3, config.image_size, config.image_size)
     masks = torch.zeros(2, 1, config.mask_size, config.mask_size)
-    encoder = _Encoder(model)
+    encoder = _Encoder(model).eval()
     with torch.no_grad():
         maps = encoder(image)
         single = isinstance(model.encode(image), torch.Tensor)
@@ -85,7 +86,7 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
             *maps,
         )  # not one tensor twice: it would be one input
         torch.onnx.export(
-            _Denoiser(model, single), given, folder / "denoiser.onnx", input_names=["noisy", "timestep", "cumulative", *features],
+            _Denoiser(model, single).eval(), given, folder / "denoiser.onnx", input_names=["noisy", "timestep", "cumulative", *features],
             output_names=["output"], opset_version=opset, dynamo=True, external_data=False, verbose=False,
             dynamic_shapes=({0: rows}, {0: rows}, {0: rows}, tuple({0: rows} for _ in maps)),
         )  # fmt: skip
@@ -93,15 +94,17 @@ def export_onnx(pipe: SASPipeline, out: str | Path, *, opset: int = 18) -> list[
             "pipeline": _plain(dict(config)),
             "scheduler": {"kind": type(pipe.scheduler).__name__, **_plain(dict(pipe.scheduler.config))},
         }
-        (folder / "settings.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        (folder / "settings.json").write_text(json.dumps(settings, indent=2, sort_keys=True, allow_nan=False) + "\n")
         written = sorted(path.name for path in folder.iterdir())
     return [Path(out) / name for name in written]
 
 
 def _plain(values: dict) -> dict:
-    """Settings that JSON can hold and another program can use."""
+    """Settings that JSON can hold, which knows no infinity, and another program can use."""
     return {
         k: v
         for k, v in values.items()
-        if not k.startswith("_") and isinstance(v, str | int | float | bool | type(None))
+        if not k.startswith("_")
+        and isinstance(v, str | int | float | bool | type(None))
+        and not (isinstance(v, float) and not math.isfinite(v))
     }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import nn
 
 from sas.config import Config, ConfigError, DataSettings, DiffusionSettings, SamplingSettings
 from sas.data.atlas import Atlas, cutout_files
@@ -74,6 +75,28 @@ def build_model(config: Config, *, pretrained: bool = False) -> ConcatUNet | Spl
             patch=config.model.patch,
             norm_groups=config.model.norm_groups,
         )
+
+
+def freeze_untaught(model: nn.Module, config: Config) -> None:
+    """Freeze what training must leave as it is: weights that no loss of the configuration reaches, and all but the parts of `training.only`.
+
+    Data-parallel training waits for the gradient of each weight that wants one. Raises InputError if `training.only` names another part.
+    """
+    stop, look = getattr(model, "stop", None), getattr(model, "look", None)
+    if not config.diffusion.stop_weight and stop is not None:
+        stop.requires_grad_(False)
+    if not config.diffusion.layers_weight and look is not None:
+        look.guess.requires_grad_(False)
+    parts, only = dict(model.named_children()), config.training.only
+    taught = [name for name, part in parts.items() if any(one.requires_grad for one in part.parameters())]
+    for name in only:
+        if name not in taught:
+            raise InputError(
+                f"training.only must name parts of the network that its losses teach, got {name!r}; choose among {', '.join(taught)}"
+            )
+    for name, part in parts.items() if only else ():
+        if name not in only:
+            part.requires_grad_(False).eval()
 
 
 def build_codec(diffusion: DiffusionSettings) -> MaskCodec:

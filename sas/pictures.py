@@ -243,7 +243,8 @@ def _upright(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _note_units(picture: Image.Image) -> None:
-    """Notes in `info`, before decoding, what Pillow leaves in the file's own units: transparent values and which end of 16 bits is white."""
+    """Notes in `info`, before decoding, what Pillow leaves in the file's own units: transparent values and how many bits a grey value has and
+    which end of them is white. A Pillow picture that is loaded already has lost a part of it."""
     transparent = picture.info.get("transparency")
     tiles = getattr(picture, "tile", None)  # empty once the pixels are there
     if picture.format == "PNG" and transparent is not None and tiles:
@@ -259,6 +260,8 @@ def _note_units(picture: Image.Image) -> None:
     if picture.format == "TIFF" and picture.mode.startswith("I;16"):
         photometric = picture.tag_v2.get(262)  # type: ignore[attr-defined]
         picture.info["white_is_zero"] = photometric == 0
+        bits = picture.tag_v2.get(258)  # type: ignore[attr-defined]
+        picture.info["bits"] = bits[0] if isinstance(bits, tuple) else bits
 
 
 def _rgb(picture: Image.Image, name: str) -> np.ndarray:
@@ -293,6 +296,8 @@ def _sixteen_bit(picture: Image.Image, name: str) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise InputError(f"{name} must hold 16-bit values 0..65535, got {low}..{high}; rescale it first")
+    if picture.info.get("bits") == 12:  # Pillow leaves them as they are, 0..4095
+        values = np.rint(np.clip(values, 0, 4095) * (65535 / 4095)).astype(np.int32)
     if picture.info.get("white_is_zero"):
         values = 65535 - values
     grey = _from_sixteen(values)

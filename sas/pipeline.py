@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -123,6 +123,12 @@ class SASPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------ loading and saving
 
     _saved_weights: Precision = "float32"
+
+    @classmethod
+    def from_pipe(cls, pipeline: SASPipeline, **kwargs: Any) -> SASPipeline:
+        """Another pipeline of the same network and scheduler, or of those that are named, as diffusers makes it."""
+        # diffusers goes by the class that a signature names, and takes it for a foreign one if it names none.
+        return super().from_pipe(pipeline, **{"model": pipeline.model, **kwargs})  # type: ignore[no-any-return]
 
     @classmethod
     def from_pretrained(cls, weights: str | Path | None = None, **kwargs: Any) -> SASPipeline:  # type: ignore[override]
@@ -520,7 +526,7 @@ class SASPipeline(DiffusionPipeline):
         """`value`, or the threshold in the weights for None. ValueError unless it lies in (0, 1] and the weights have a stop output."""
         if value is None:
             return float(self.config.stop_threshold)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
             raise ValueError(f"stop_threshold must lie in (0, 1], got {value!r}: lower values draw fewer layers")
         if not self.config.stop_head:
             raise ValueError(

@@ -35,7 +35,7 @@ from sas.result_files import ARRAYS_FILE, RESULT_FILE, SCHEMA_VERSION, fault, ge
 MAX_UNCERTAINTY = 0.25  # largest variance of a yes/no vote: half of the members against the other half
 PREVIEW_SIZE = 1024
 OVERVIEW_FILE, UNCERTAINTY_FILE = "overview.png", "uncertainty.png"
-_OWN_FILES = r"result\.json|arrays\.npz|overview\.png|uncertainty\.png|(layer|probability|uncertainty)_\d+\.png"
+OWN_FILES = r"result\.json|arrays\.npz|overview\.png|uncertainty\.png|(layer|probability|uncertainty)_\d+\.png"
 _DTYPES = {
     "preview": np.uint8,
     "members": np.bool_,
@@ -58,7 +58,7 @@ class LayeredResult:
     preview: uint8 (h', w', 3), RGB, the input scaled down to at most 1024 px on its longer side (`make_preview`); for
     drawing.
     geometry: height and width of the input in pixels, and where it lies on the mask grid.
-    members: bool (K, E, m, m), the mask of each member, cut at 0.5.
+    members: bool (K, E, m, m), the mask of each member, cut at the threshold in the weights.
     masks: bool (K, m, m), the consensus of the members; amodal, hidden parts included.
     probability: float32 (K, m, m) in [0, 1], mean over the members of their soft prediction.
     uncertainty: float32 (K, m, m) in [0, 0.25], population variance over `members`; p(1-p) in marginal mode.
@@ -248,7 +248,7 @@ class LayeredResult:
 
     @cached_property
     def instances(self) -> list[dict[str, Any]]:
-        """Objects in layer order, largest first within a layer: the 8-connected components of the consensus masks.
+        """Objects in layer order: the 8-connected components of the consensus masks, in a layer the one of the most cells first.
 
         Each is a dict: id (int from 0), segmentation (H, W) bool amodal mask, visible (H, W) bool mask of the part that
         no earlier layer covers, bbox [x, y, w, h] in pixels of the amodal mask, area in pixels, predicted_iou in [0, 1]
@@ -336,7 +336,7 @@ class LayeredResult:
             "min_instance_area": float(self.min_instance_area),
             "refined": self.refined,
         }
-        with atomic_folder(Path(directory), own=_OWN_FILES) as folder:
+        with atomic_folder(Path(directory), own=OWN_FILES) as folder:
             for layer, names in zip(self, document["layers"], strict=True):
                 write_mask(folder / names["mask"], layer.mask)
                 write_unit_map(folder / names["probability"], layer.probability)

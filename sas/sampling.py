@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 from sas.io import InputError
 from sas.pictures import read_image
 from sas.pipeline import SASPipeline, out_of_memory
-from sas.result import LayeredResult
+from sas.result import OWN_FILES, LayeredResult
 from sas.result_files import ARRAYS_FILE, RESULT_FILE
 
 MANY_PIXELS = 100_000_000
@@ -51,8 +52,13 @@ def result_folders(files: Sequence[Path], out: Path) -> list[Path]:
 
 
 def without_results(files: Sequence[Path], *, folder: str | Path) -> list[Path]:
-    """The files found in `folder` that lie in no result's folder, whose pictures are drawings; InputError if none is left."""
-    kept = [file for file in files if not all((file.parent / name).is_file() for name in (RESULT_FILE, ARRAYS_FILE))]
+    """The files found in `folder` but for the pictures that results are drawn in, beside their arrays; InputError if none is left."""
+    kept = [
+        file
+        for file in files
+        if not re.fullmatch(OWN_FILES, file.name)
+        or not all((file.parent / name).is_file() for name in (RESULT_FILE, ARRAYS_FILE))
+    ]
     if not kept:
         raise InputError(f"folder {folder} holds results of `sas sample` and no other picture; name another folder")
     return kept

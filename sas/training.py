@@ -31,7 +31,7 @@ from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_a
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.data.source import read_ahead
 from sas.distributed import LaunchError, agree, make_accelerator, share, sum_over_processes
-from sas.factory import build_model, build_objective, build_pipeline, build_source, validation_batch
+from sas.factory import build_model, build_objective, build_pipeline, build_source, freeze_untaught, validation_batch
 from sas.growing import copy_weights
 from sas.io import InputError, atomic_write_bytes
 from sas.optimizer import make_optimizer
@@ -302,12 +302,7 @@ class Trainer:
             self._calibration = copy_weights(own, self._init_from, pretrained=config.model.pretrained)
         if config.model.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        if not config.diffusion.stop_weight and hasattr(self.model, "stop"):
-            self.model.stop.requires_grad_(False)  # DDP waits for the gradient of each weight that wants one
-        look = getattr(self.model, "look", None)
-        if not config.diffusion.layers_weight and look is not None:
-            look.guess.requires_grad_(False)
-        _freeze_all_but(self.model, config.training.only)
+        freeze_untaught(self.model, config)
         self.model.to(device, memory_format=torch.channels_last)
         self.ema = EMAModel(self.model.parameters(), decay=config.training.ema_decay)
         self.ema.to(device)
@@ -524,20 +519,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _freeze_all_but(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Leave the weights, and running statistics, of all parts of a network but these as they are; without a name nothing is frozen."""
-    parts = dict(model.named_children())
-    taught = [name for name, part in parts.items() if any(one.requires_grad for one in part.parameters())]
-    for name in names:
-        if name not in taught:
-            raise InputError(
-                f"training.only must name parts of the network that its losses teach, got {name!r}; choose among {', '.join(taught)}"
-            )
-    for name, part in parts.items() if names else ():
-        if name not in names:
-            part.requires_grad_(False).eval()
 
 
 def learning_rate(step: int, training: TrainingSettings, *, time_used: float = 0.0) -> float:

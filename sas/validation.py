@@ -14,6 +14,7 @@ from sas.ensemble import consensus
 from sas.items import Items, layer_items
 from sas.layerloop import LoopRules, LoopState, judged_void, nothing_left, run_loop
 from sas.metrics import false_layers, layer_ious
+from sas.models import Features
 from sas.pipeline import SASPipeline
 from sas.scene import SceneBatch
 from sas.seeding import Keys, generator_for
@@ -63,51 +64,82 @@ class Validation:
         return {name: value for name, value in rows.items() if not np.isnan(value)}
 
 
+@dataclass(frozen=True)
+class BehindTruth:
+    """What is drawn behind true cumulative masks: `ious`, `stops` and `stop_probabilities` as `Validation` has them."""
+
+    ious: list[np.ndarray]
+    stops: np.ndarray
+    stop_probabilities: list[np.ndarray]
+
+
 @torch.no_grad()
 def validate(
     pipe: SASPipeline, batch: SceneBatch, *, members: int, steps: int, seed: int = 0, rows: int = 64
 ) -> Validation:
     """Score the pipeline's network on a batch, with its own and with true cumulative masks."""
-    config, device = pipe.config, pipe.device
-    batch = batch.to(device)
-    sampler = pipe.sampler(steps=steps, rows=rows)
-    features = pipe.model.encode(in_range(batch.image, config.image_range).to(pipe.dtype))
-    rules = pipe.rules
-    predictions = _own(pipe, sampler, features, batch, rules, members, seed)
-    layers = batch.layers().cpu().numpy()
-    counts = batch.layer_counts.tolist()
-    complete = np.ones(len(batch), dtype=bool) if batch.complete is None else batch.complete.cpu().numpy()
-    judged = batch.known[:, 0].cpu().numpy()
-    layers &= judged[:, None]
+    batch = batch.to(pipe.device)
+    sampler, features = pipe.sampler(steps=steps, rows=rows), _encoded(pipe, batch)
+    predictions = _own(pipe, sampler, features, batch, pipe.rules, members, seed)
+    layers, judged, complete = _truth(batch)
     # A true layer of which no pixel is known says nothing.
     own = [
-        np.where(layers[b, : counts[b]].any(axis=(1, 2)), layer_ious(found & judged[b], layers[b, : counts[b]]), np.nan)
-        for b, found in enumerate(predictions)
+        np.where(true.any(axis=(1, 2)), layer_ious(found & judged[b], true), np.nan)
+        for b, (found, true) in enumerate(zip(predictions, layers, strict=True))
     ]
-
-    items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
-    masks, void, stop = _with_true_masks(pipe, sampler, features, batch, items, rules, members, seed)
-    picture, layer = items.picture.tolist(), items.layer.tolist()
-    true = [np.zeros(count) for count in counts]
-    stops = np.ones(len(batch), dtype=bool)
-    for m, (b, k) in enumerate(zip(picture, layer, strict=True)):
-        if k < counts[b] and not layers[b, k].any():
-            true[b][k] = np.nan
-        elif k < counts[b]:
-            true[b][k] = layer_ious(masks[m : m + 1] & judged[b], layers[b, k : k + 1])[0]
-        stops[b] &= bool(void[m]) == (k == counts[b])
-    extra = [false_layers(p & judged[b], layers[b, : counts[b]]) for b, p in enumerate(predictions) if complete[b]]
+    extra = [false_layers(p & judged[b], layers[b]) for b, p in enumerate(predictions) if complete[b]]
+    behind = _behind_truth(pipe, sampler, features, batch, members, seed)
     return Validation(
         own=_by_layer(own),
-        true=_by_layer(true),
-        true_ious=true,
-        stops=stops[complete],
-        stop_probabilities=[
-            stop[items.picture.cpu().numpy() == b] for b in range(len(batch)) if complete[b] and len(stop)
-        ],
+        true=_by_layer(behind.ious),
+        true_ious=behind.ious,
+        stops=behind.stops,
+        stop_probabilities=behind.stop_probabilities,
         false_layers=float(np.mean(extra)) if extra else float("nan"),
         predictions=predictions,
     )
+
+
+@torch.no_grad()
+def behind_truth(
+    pipe: SASPipeline, batch: SceneBatch, *, members: int, steps: int, seed: int = 0, rows: int = 64
+) -> BehindTruth:
+    """The part of `validate` that needs true cumulative masks only, the same numbers."""
+    batch = batch.to(pipe.device)
+    return _behind_truth(pipe, pipe.sampler(steps=steps, rows=rows), _encoded(pipe, batch), batch, members, seed)
+
+
+def _behind_truth(
+    pipe: SASPipeline, sampler: Sampler, features: Features, batch: SceneBatch, members: int, seed: int
+) -> BehindTruth:
+    layers, judged, complete = _truth(batch)
+    items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
+    masks, void, stop = _with_true_masks(pipe, sampler, features, batch, items, pipe.rules, members, seed)
+    ious = [np.zeros(len(true)) for true in layers]
+    stops = np.ones(len(batch), dtype=bool)
+    for m, (b, k) in enumerate(zip(items.picture.tolist(), items.layer.tolist(), strict=True)):
+        if k < len(layers[b]):
+            known = layers[b][k].any()
+            ious[b][k] = layer_ious(masks[m : m + 1] & judged[b], layers[b][k : k + 1])[0] if known else np.nan
+        stops[b] &= bool(void[m]) == (k == len(layers[b]))
+    picture = items.picture.cpu().numpy()
+    return BehindTruth(
+        ious=ious,
+        stops=stops[complete],
+        stop_probabilities=[stop[picture == b] for b in range(len(batch)) if complete[b] and len(stop)],
+    )
+
+
+def _truth(batch: SceneBatch) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """The known part of a scene's layers, bool (K, m, m) each; known pixels, bool (B, m, m); which scenes are complete, bool (B,)."""
+    judged = batch.known[:, 0].cpu().numpy()
+    layers = batch.layers().cpu().numpy() & judged[:, None]
+    complete = np.ones(len(batch), dtype=bool) if batch.complete is None else batch.complete.cpu().numpy()
+    return [layers[b, :count] for b, count in enumerate(batch.layer_counts.tolist())], judged, complete
+
+
+def _encoded(pipe: SASPipeline, batch: SceneBatch) -> Features:
+    return pipe.model.encode(in_range(batch.image, pipe.config.image_range).to(pipe.dtype))
 
 
 @torch.no_grad()
@@ -121,7 +153,7 @@ def calibrate_stop(
         return None
     batch = batch.to(pipe.device)
     items = layer_items(batch, Keys(seed, 0, tuple(range(len(batch)))))
-    features = pipe.model.encode(in_range(batch.image, pipe.config.image_range).to(pipe.dtype))
+    features = _encoded(pipe, batch)
     generators = [generator_for(seed, "stop", m) for m in range(len(items))]
     # It is read at the first step of sampling, which is that of a single step only where steps are trailing.
     trailing = pipe.scheduler.config.get("timestep_spacing") == "trailing"
@@ -142,7 +174,13 @@ def calibrate_stop(
 
 
 def _own(
-    pipe: SASPipeline, sampler: Sampler, features: object, batch: SceneBatch, rules: LoopRules, members: int, seed: int
+    pipe: SASPipeline,
+    sampler: Sampler,
+    features: Features,
+    batch: SceneBatch,
+    rules: LoopRules,
+    members: int,
+    seed: int,
 ) -> list[np.ndarray]:
     """Layers found with the model's own cumulative masks: bool (K, m, m) a scene."""
 
@@ -158,7 +196,7 @@ def _own(
             members
         )
         cumulative = rearrange(state.cumulative[active], "b e 1 h w -> (b e) 1 h w")
-        soft = sampler(pipe.model, features, cumulative, generators, picture=picture, frame=frame)  # type: ignore[arg-type]
+        soft = sampler(pipe.model, features, cumulative, generators, picture=picture, frame=frame)
         return rearrange(soft, "(b e) c h w -> b e c h w", e=members)
 
     size = pipe.config.mask_size
@@ -171,7 +209,7 @@ def _own(
 def _with_true_masks(
     pipe: SASPipeline,
     sampler: Sampler,
-    features: object,
+    features: Features,
     batch: SceneBatch,
     items: Items,
     rules: LoopRules,
@@ -187,7 +225,7 @@ def _with_true_masks(
     ]
     repeated = repeat(items.cumulative, "m 1 h w -> (m e) 1 h w", e=members)
     picture = items.picture.repeat_interleave(members)
-    soft = sampler(pipe.model, features, repeated, generators, picture=picture, frame=batch.frame)  # type: ignore[arg-type]
+    soft = sampler(pipe.model, features, repeated, generators, picture=picture, frame=batch.frame)
     soft = rearrange(soft, "(m e) c h w -> m e c h w", e=members)
     drawn = soft[:, :, 0] > rules.threshold
     nothing = nothing_left(soft)

@@ -172,6 +172,11 @@ def test_dry_run_looks_at_the_weights_it_would_start_from(call: Call) -> None:
     assert (status, "nowhere" in err) == (1, True)
 
 
+def test_dry_run_refuses_parts_that_there_are_not(call: Call) -> None:
+    status, _, err = call("train", "--dry-run", *QUICK, *SMALL, "--training.only", "foo")
+    assert status == 1 and "training.only must name parts of the network" in err and "got 'foo'" in err
+
+
 def test_dry_run_refuses_families_that_there_are_not(call: Call) -> None:
     status, _, err = call("train", "--dry-run", *QUICK, *SMALL, "--data.families", "dog")
     assert (status, "data.families must be of vase, " in err and "got 'dog'" in err) == (2, True), err
@@ -571,6 +576,8 @@ def test_a_stop_threshold_can_be_given(call: Call, tmp_path: Path) -> None:
 
 
 def test_evaluate_without_data(call: Call, shipped: Path, tmp_path: Path) -> None:
+    status, _, err = call("evaluate", "default", "scenes", "--out", "")
+    assert status == 2 and "--out must name a folder, got nothing" in err
     status, _, err = call("evaluate", "default", "nowhere", "--out", "scores")
     assert status == 1
     assert err.startswith("sas evaluate: ") and "nowhere" in err and "Traceback" not in err

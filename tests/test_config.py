@@ -105,6 +105,19 @@ def test_keys_with_dots_in_a_file(tmp_path: Path, text: str, message: str) -> No
         ("training.precision", "fp8", "'no', 'fp16' or 'bf16': choose one of them"),
         ("training.compile", "maybe", "true or false: pass one of them"),
         ("data.scenes", 3, "a text: pass a text"),
+        ("data.scenes", "", "more than an empty text: leave it out, or look at what should have filled it in"),
+        (
+            "data.cutouts",
+            ("a", " "),
+            "more than an empty text: leave it out, or look at what should have filled it in",
+        ),
+        ("training.steps", True, "a whole number: pass a whole number"),
+        ("training.micro_batch", False, "a whole number: pass a whole number"),
+        ("training.learning_rate", True, "a number: pass a number"),
+        ("training.max_grad_norm", False, "a number: pass a number"),
+        ("data.layers", True, "a whole number: pass a whole number"),
+        ("data.objects", (False, True), "a whole number: pass a whole number"),
+        ("data.scale", (0.5, True), "a number: pass a number"),
         ("data.image_size", 8, "at least 16: pass 16 or more"),
         ("data.augment", 5, "at most 1: pass 1 or less"),
         ("data.twins", 1.5, "at most 1: pass 1 or less"),
@@ -142,6 +155,14 @@ def test_all_faults_at_once() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            {"data.image_size": 64, "data.mask_size": 128},
+            "data.mask_size must divide the canvas on which scenes are composed, image_size x oversample = 64, got 128: choose a divisor, or raise",
+        ),
+        (
+            {"model.attention_sizes": (8, 7)},
+            "model.attention_sizes must name sides of the denoiser's maps, 32, 16, 8, 4 here, got 7: choose among them, or remove it",
+        ),
         ({"data.layers": 0}, 'data: layers must be "all" or a positive number, got 0: pass 1 or more'),
         ({"data.objects": (3, 1)}, "data: objects must be (fewest, most) with most >= 1, got (3, 1): fix the range"),
         ({"data.objects": (0, 0)}, "objects must be (fewest, most) with most >= 1, got (0, 0)"),
@@ -257,12 +278,26 @@ def test_empty_files_and_sections(tmp_path: Path, text: str) -> None:
         ("hello\n", "must hold sections such as `training:`, got str: see configs/"),
         ("training: 3\n", "training must be fields and their values, got 3: write NAME: VALUE for each"),
         ("training: !!python/object/apply:os.getcwd []\n", "is not valid YAML ("),
+        (
+            "training:\n  steps: 5\ndata:\n  twins: 0\ntraining:\n  seed: 1\n",
+            "is not valid YAML ('training' is there twice in ",
+        ),
+        ("training:\n  steps: 5\n  steps: 6\n", "is not valid YAML ('steps' is there twice in "),
     ],
 )
 def test_unusable_file(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = written(tmp_path, text)
     found = fault({}, path)
     assert str(path) in found and message in found and "\n" not in found
+
+
+def test_a_section_that_another_goes_on_from(tmp_path: Path) -> None:
+    """YAML's merge key may name what stands beside it, and may be read by two sections."""
+    first = "data: &own\n  fields: &words {a: x, b: y}\n  scenes: s\n"
+    path = written(tmp_path, first + "sampling: &short {steps: 2, members: 5}\n" + "training: {steps: 3}\n")
+    assert load_config(path).sampling.members == 5
+    path = written(tmp_path, "data:\n  scenes: s\n  fields: {<<: {a: x, b: y}, b: z}\n")
+    assert load_config(path).data.fields == {"a": "x", "b": "z"}
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ if victim == -3 and rank == 1:
     out = Path(f"{out}-elsewhere")  # as on a machine that does not share the folder
 config = tiny_config(
     data_scenes=scenes, training_steps=int(sys.argv[6]), logging_checkpoint_every=7, training_micro_batch=micro or None,
+    training_batch_size=2 * int(os.environ["WORLD_SIZE"]),
 )
 out.mkdir(parents=True, exist_ok=True)
 Path(f"{out}.{rank}.pid").write_text(str(os.getpid()))
@@ -195,15 +196,25 @@ def test_saving_a_step_again(tmp_path: Path) -> None:
 
 
 class Launches:
-    """Starts of the script above, two processes each, and what became of them."""
+    """Starts of the script above, of two pictures a process, and what became of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.scenes = write_scenes(folder / "scenes")
         (folder / "run.py").write_text(SCRIPT)
 
-    def start(self, name: str, *, victim: int = -1, kill_step: int = -1, micro: int = 0, steps: int = STEPS) -> Any:
-        options = ["--nnodes", "1", "--nproc_per_node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    def start(
+        self,
+        name: str,
+        *,
+        victim: int = -1,
+        kill_step: int = -1,
+        micro: int = 0,
+        steps: int = STEPS,
+        processes: int = 2,
+    ) -> Any:
+        options = ["--nnodes", "1", "--nproc_per_node", str(processes)]
+        options += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
         rest = [str(self.folder / "run.py"), self.scenes, str(self.folder / name), victim, kill_step, micro, steps]
         return subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", *options, *map(str, rest)],
@@ -232,8 +243,8 @@ class Launches:
     def losses(self, name: str) -> list[float]:
         return [line["loss"] for line in read_metrics(self.folder / name) if "loss" in line]
 
-    def weights(self, name: str) -> dict[str, bytes]:
-        last = self.folder / name / "checkpoints" / f"step-{STEPS:08d}"
+    def weights(self, name: str, *, steps: int = STEPS) -> dict[str, bytes]:
+        last = self.folder / name / "checkpoints" / f"step-{steps:08d}"
         return {group: (last / f"{group}.safetensors").read_bytes() for group in ("model", "ema", "optimizer")}
 
 
@@ -301,6 +312,20 @@ def test_a_killed_rank_ends_the_others_and_the_run_resumes_to_the_bit(launches: 
     assert status == 0, errors[-3000:]
     assert launches.weights("killed") == launches.weights(whole)
     assert read_metrics(launches.folder / "killed") == read_metrics(launches.folder / whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_three_processes_resume_to_the_bit(launches: Launches) -> None:
+    """Unlike two, three sum otherwise when DDP packs the gradients otherwise, as it does after its first step."""
+    status, errors = launches.run("three", processes=3, steps=8)
+    assert status == 0, errors[-3000:]
+    status, errors = launches.run("three-killed", processes=3, steps=8, victim=1, kill_step=6)
+    assert status != 0 and "SIGKILL" in errors
+    status, errors = launches.run("three-killed", processes=3, steps=8)
+    assert status == 0, errors[-3000:]
+    assert launches.weights("three-killed", steps=8) == launches.weights("three", steps=8)
+    assert read_metrics(launches.folder / "three-killed") == read_metrics(launches.folder / "three")
 
 
 @pytest.mark.slow

@@ -37,8 +37,9 @@ from sas.metrics import bin_names
 from sas.pipeline import SASPipeline
 from sas.provenance import EnsembleSettings, ModelInfo, Stop
 from sas.result import LayeredResult, make_preview
-from sas.scene import Scene
+from sas.scene import Scene, collate
 from sas.seeding import TEST_SEED
+from sas.validation import validate
 
 SIDE = 16  # a power of two: the way from the mask grid to the picture is then exact, also for probabilities
 DATA = {
@@ -265,6 +266,9 @@ def test_pixels_whose_truth_is_unknown_enter_no_score(pair: list[Scene]) -> None
     lost = replace(pair[0], order_matrix=None, known=~square(2, 2, 6, 6))
     report = evaluate(answers([lost], [pair[0].layer_masks[:1]]), [lost], progress=False)
     assert report.scores["miou_full"].n == 1, "an object of which nothing is known is left out"
+    nothing = replace(pair[1], known=np.zeros((SIDE, SIDE), dtype=bool), complete=False)
+    report = evaluate(answers([scene, nothing], [wider[None], wider[None]]), [scene, nothing], progress=False)
+    assert report.scores["foreground_iou"].n == 1, "two masks that nobody can judge agree on nothing"
 
 
 @pytest.mark.parametrize("drawn", [1, 2])
@@ -343,6 +347,11 @@ def test_true_masks_as_cumulative_masks(tiny_pipe: SASPipeline, pair: list[Scene
     assert [scores[f"iou_layer_{k}_true_cumulative"].n for k in (0, 1)] == [2, 1]
     assert all(0 <= score.low <= score.value <= score.high <= 1 for score in scores.values())
     assert true_mask_scores(tiny_pipe, [replace(pair[0], order_matrix=None)]) == {}
+    config = tiny_pipe.config
+    batch = collate(pair, image_size=config.image_size, mask_size=config.mask_size)
+    whole = validate(tiny_pipe, batch, members=1, steps=1)
+    assert [scores[f"iou_layer_{k}_true_cumulative"].value for k in (0, 1)] == pytest.approx(whole.true[:2])
+    assert scores["stop_accuracy_true_cumulative"].value == whole.stop_accuracy
 
 
 @pytest.mark.parametrize("name", ["limit", "batch"])

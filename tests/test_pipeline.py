@@ -781,6 +781,15 @@ LIMITS = [
 ]
 
 
+def test_another_pipeline_of_the_same_network(tiny_pipe: SASPipeline) -> None:
+    """diffusers' `from_pipe`, which knows networks by the class that a signature names."""
+    other = SASPipeline.from_pipe(tiny_pipe)
+    assert other.model is tiny_pipe.model and other.config == tiny_pipe.config
+    shorter = SASPipeline.from_pipe(tiny_pipe, max_layers=1)
+    assert (shorter.config.max_layers, tiny_pipe.config.max_layers) == (1, 8)
+    assert shorter(picture(), seed=3) == tiny_pipe(picture(), seed=3, max_layers=1)
+
+
 def test_numbers_may_be_numpys(tiny_pipe: SASPipeline) -> None:
     plain = tiny_pipe(picture(), seed=3, ensemble_size=2, num_inference_steps=1, max_layers=1)
     given = tiny_pipe(

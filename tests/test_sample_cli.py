@@ -304,6 +304,7 @@ def test_result_whose_place_is_a_file(sample: Call, tmp_path: Path) -> None:
     [
         ([], "--out"),
         (["--out", "o"], "name at least one picture or folder"),
+        (["p.png", "", "--out", "o"], "pictures must have names, got an empty one: leave it out, or look at what should have"),
         (["p.png"], "--out"),
         (["p.png", "--out", "o", "--members", "0"], "--members must be at least 1, got 0; pass"),
         (["p.png", "--out", "o", "--steps", "0"], "--steps must be at least 1, got 0; pass"),
@@ -387,6 +388,9 @@ def test_results_are_no_photographs(sample: Call, tmp_path: Path) -> None:
     status, _, err = sample(out / "a", "--out", tmp_path / "more")
     assert status == 1 and "holds results of `sas sample` and no other picture; name another folder" in "".join(err)
     assert sample(out / "a" / "overview.png", "--out", tmp_path / "more")[0] == 0, "what is named is wanted"
+    photo(out / "a" / "mine.png", 1)  # somebody's own picture beside a result is no drawing of it
+    assert sample(out / "a", "--out", tmp_path / "own")[0] == 0
+    assert [folder.name for folder in (tmp_path / "own").iterdir()] == ["mine"]
 
 
 def test_large_pictures_are_not_held_all_at_once(

@@ -745,6 +745,7 @@ def test_the_stop_threshold_of_a_call() -> None:
         assert pipe(image, stop_threshold=threshold).stop.reason == reason
         pipe.register_to_config(stop_threshold=threshold)
         assert pipe(image).stop.reason == pipe(image, stop_threshold=None).stop.reason == reason
+    assert pipe(image, stop_threshold=np.float32(0.4)).stop.reason == "empty"
     for value in (0, 1.5, True, "0.1", float("nan")):
         with pytest.raises(ValueError, match=r"stop_threshold must lie in \(0, 1\], got .*: lower values draw fewer"):
             pipe(image, stop_threshold=value)  # type: ignore[arg-type]
