@@ -144,6 +144,7 @@ def _sample(options: Sample) -> int:
     with quick_imports():
         from sas.io import InputError
         from sas.pictures import find_images
+        from sas.result import counted
         from sas.sampling import sample_files, without_results
 
     files: list[Path] = []
@@ -164,7 +165,7 @@ def _sample(options: Sample) -> int:
             print(f"{outcome.file}: {outcome.error}", file=sys.stderr)
             return
         count, instances = len(outcome.result), outcome.result.count  # not `instances`, which keeps full-size masks
-        print(f"{outcome.file}: {_counted(count, 'layer')}, {_counted(instances, 'instance')} -> {outcome.folder}")
+        print(f"{outcome.file}: {counted(count, 'layer')}, {counted(instances, 'instance')} -> {outcome.folder}")
 
     outcomes = sample_files(
         pipe,
@@ -252,10 +253,6 @@ def _dry_run(settings: Config, out: Path, *, cpu: bool, init_from: str | None) -
         print(f"starts from: {init_from}")
     print(f"output: {out}")
     return 0
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _evaluate(options: Evaluate) -> int:

@@ -16,6 +16,7 @@ from sas.io import InputError, atomic_folder, check_replaceable
 from sas.metrics import layer_ious
 from sas.pictures import find_images, read_image
 from sas.pipeline import SASPipeline
+from sas.result import counted
 from sas.result_files import RESULT_FILE
 from sas.scene import Scene
 from sas.seeding import TEST_SEED
@@ -55,13 +56,13 @@ def run_demo(pipe: SASPipeline, out: Path, *, scenes: int = 4, seed: int = 0) ->
         result.save(out / scene.id)
         scores = layer_ious(result.masks_full(), scene.layer_masks)
         words = ", ".join(f"{score:.2f}" for score in scores)
-        yield f"  {out / scene.id / 'overview.png'}: {len(result)} layers found, {len(scores)} true; IoU of each true layer: {words}"
+        yield f"  {out / scene.id / 'overview.png'}: {counted(len(result), 'layer')} found, {len(scores)} true; IoU of each true layer: {words}"
         sheets.append(result.overview())
         captions.append(scene.id)
     for path in find_images([PICTURES]):
         result = replace(pipe(read_image(path)), file=path.name)
         result.save(out / path.stem)
-        yield f"  {out / path.stem / 'overview.png'}: {len(result)} layers, {len(result.instances)} instances"
+        yield f"  {out / path.stem / 'overview.png'}: {counted(len(result), 'layer')}, {counted(result.count, 'instance')}"
         sheets.append(result.overview())
         captions.append(path.stem)
     write_sheet(out / "demo", sheets, captions)

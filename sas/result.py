@@ -394,7 +394,7 @@ class LayeredResult:
             uncertainty=self._largest_uncertainty(frame) / MAX_UNCERTAINTY,
             marks=self._marks(frame),
             layer_notes=[_layer_note(n, share) for n, share in zip(counts, hidden.tolist(), strict=True)],
-            title=f"{_count(len(self), 'layer')}, {_count(len(found), 'object')}"
+            title=f"{counted(len(self), 'layer')}, {counted(len(found), 'object')}"
             + (f" in {self.file}" if self.file else ""),
             captions=self._captions(),
         )
@@ -439,16 +439,16 @@ class LayeredResult:
         settings, nothing, most = self.settings, self.stop.probability, self.stop.threshold
         rule = f" (above {most:g} it stops)" if nothing is not None and most is not None and nothing > most else ""
         stop = {
-            "empty": f"{self.stop.votes} of {_count(settings.members, 'try', 'tries')} found no further object"
+            "empty": f"{self.stop.votes} of {counted(settings.members, 'try', 'tries')} found no further object"
             if nothing is None
             else f"no further object found, probability that nothing is left {nothing:.2f}{rule}",
             "no_progress": "the next layer would have added nothing new",
             "max_layers": "the largest number of layers allowed was reached",
         }[self.stop.reason]
         model = f"{self.model.id} {self.model.sha256[:12]}".rstrip()
-        drawn = f"{_count(settings.members, 'member')}, {_count(settings.steps, 'step')}, seed {settings.seed}"
+        drawn = f"{counted(settings.members, 'member')}, {counted(settings.steps, 'step')}, seed {settings.seed}"
         return [
-            f"Stopped after {_count(len(self), 'layer')}: {stop}.",
+            f"Stopped after {counted(len(self), 'layer')}: {stop}.",
             f"Settings: {drawn}, consensus {settings.consensus}, mode {settings.mode}. Model: {model}.",
         ]
 
@@ -517,12 +517,13 @@ def make_preview(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)).copy()
 
 
-def _count(number: int, word: str, plural: str = "") -> str:
+def counted(number: int, word: str, plural: str = "") -> str:
+    """ "1 layer", "2 layers"; the plural where an s does not make it."""
     return f"{number} {word if number == 1 else plural or word + 's'}"
 
 
 def _layer_note(instances: int, hidden: float) -> str:
-    return f"{_count(instances, 'object')}, {f'{hidden:.0%} of the area' if hidden else 'nothing'} hidden"
+    return f"{counted(instances, 'object')}, {f'{hidden:.0%} of the area' if hidden else 'nothing'} hidden"
 
 
 def _check_fraction(value: object, *, name: str) -> None:
