@@ -32,10 +32,16 @@ def degrade(image: torch.Tensor, keys: Keys, *, share: float) -> torch.Tensor:
     places = torch.tensor(changed, device=image.device)
     strength = ((drawn[changed, 1:] - 0.5).clamp(min=0) * 2).to(image.device)
     some, side = image[places].clamp(0, 1), image.shape[-1]
-    lens = torch.stack([_lens(side, blur, fewer) for blur, fewer in strength[:, :2].tolist()]).to(image.device)
-    some = lens[:, None] @ some @ lens[:, None].mT
-    grain = keys.at([keys.positions[b] for b in changed]).normal("speckle", 3, side, side).to(image.device)
-    some = (some + grain * (NOISE * strength[:, 2, None, None, None])).clamp(0, 1)
+    soft = torch.where(strength[:, :2].any(dim=1))[0].tolist()
+    if soft:
+        lens = torch.stack([_lens(side, *strength[row, :2].tolist()) for row in soft]).to(image.device)
+        some[soft] = lens[:, None] @ some[soft] @ lens[:, None].mT
+    noisy = torch.where(strength[:, 2] > 0)[0].tolist()
+    if noisy:
+        own = keys.at([keys.positions[changed[row]] for row in noisy])
+        grain = own.normal("speckle", 3, side, side).to(image.device)
+        some[noisy] += grain * (NOISE * strength[noisy, 2, None, None, None])
+    some = some.clamp(0, 1)
     for row, amount in enumerate(strength[:, 3].tolist()):
         if amount > 0:
             some[row] = _packed(some[row], quality=round(JPEG[0] + (JPEG[1] - JPEG[0]) * amount)).to(image.device)
