@@ -1,6 +1,6 @@
 """Whether the ensemble knows where it is wrong: calibration of the mean probability, and errors found by the uncertainty map.
 
-    python benchmarks/uncertainty.py data/test [--weights default] [--limit 100] [--members 3 8] [--steps 4] [--out results/uncertainty.json]
+    python benchmarks/uncertainty.py data/test [--weights default] [--limit 100] [--members 3 8] [--steps 4] [--noise-scale 1] [--out results/uncertainty.json]
 
 Layer k of a result is compared with layer k of the truth at the resolution of the masks, over the first three layers that are both found
 and true, own cumulative masks. Pixels whose truth is unknown, such as those under grey bars, are left out. "hidden": pixels that true
@@ -73,12 +73,12 @@ def layer_scores(result: LayeredResult, layer: int, target: np.ndarray, known: n
 
 
 def measure(
-    pipe: SASPipeline, scenes: list[Scene], *, members: int, steps: int
+    pipe: SASPipeline, scenes: list[Scene], *, members: int, steps: int, noise_scale: float
 ) -> dict[str, tuple[float, float, float] | float]:
     pixels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     pictures: dict[str, list[float]] = defaultdict(list)
     for scene in tqdm(scenes, desc=f"{members} members"):
-        result = pipe(scene.image, ensemble_size=members, num_inference_steps=steps, seed=0)
+        result = pipe(scene.image, ensemble_size=members, num_inference_steps=steps, seed=0, noise_scale=noise_scale)
         truth, known = true_layers(scene, result)
         rows = []
         for layer in range(min(LAYERS, len(truth), len(result))):
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--members", type=int, nargs="+", default=[3, 8])
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--noise-scale", type=float, help="that of the weights if left out")
     parser.add_argument("--out", default="results/uncertainty.json")
     options = parser.parse_args()
     pipe = SASPipeline.from_pretrained(options.weights)
@@ -120,9 +121,14 @@ def main() -> None:
     dataset = load_dataset(options.data)
     scenes = [dataset[index].drop_invisible() for index in range(min(options.limit, len(dataset)))]
     scenes = [scene for scene in scenes if scene.order_matrix is not None]
-    found = {members: measure(pipe, scenes, members=members, steps=options.steps) for members in options.members}
+    scale = pipe.resolve_noise_scale(options.noise_scale)
+    found = {
+        members: measure(pipe, scenes, members=members, steps=options.steps, noise_scale=scale)
+        for members in options.members
+    }
     print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {len(scenes)} scenes, {options.steps} steps\n"
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {len(scenes)} scenes, {options.steps} steps, "
+        f"noise of standard deviation {scale:g}\n"
     )
     print("| | " + " | ".join(f"{members} members" for members in found) + " |")
     print("|---|" + "---|" * len(found))

@@ -181,6 +181,7 @@ def _sample(options: Sample) -> int:
         consensus=options.consensus,
         cumulative=options.cumulative,
         stop_threshold=options.stop_threshold,
+        noise_scale=options.noise_scale,
         refine=options.refine,
     )
     bad = [outcome for outcome in outcomes if outcome.cause is not None]
@@ -268,7 +269,10 @@ def _evaluate(options: Evaluate) -> int:
     scenes = load_dataset(options.dataset)
     make_folder(out)
     pipe = _load(None if options.weights == "default" else options.weights, options.device, options.dtype)
-    pipe.register_to_config(stop_threshold=pipe.resolve_stop_threshold(options.stop_threshold))
+    pipe.register_to_config(
+        stop_threshold=pipe.resolve_stop_threshold(options.stop_threshold),
+        noise_scale=pipe.resolve_noise_scale(options.noise_scale),
+    )
     predictor = pipeline_predictor(pipe, ensemble_size=options.members, num_inference_steps=options.steps)
     report = evaluate(predictor, scenes, seed=options.seed, limit=options.limit)
     behind_truth = true_mask_scores(

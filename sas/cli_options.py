@@ -45,6 +45,8 @@ class Sample:
     """Members share the consensus as what is found so far, or each keeps its own; as the weights have it if left out."""
     stop_threshold: float | None = None
     """A layer is drawn if the probability that nothing is left is at most this; lower values draw fewer layers."""
+    noise_scale: float | None = None
+    """Standard deviation of the noise that members begin with, from 0 (all alike) to 2; 1 is that of training."""
     refine: bool | None = None
     """What is seen of a mask follows the picture's edges; as the weights have it if left out."""
     batch_size: int = 64
@@ -119,6 +121,8 @@ class Evaluate:
     """Seed of the sampler."""
     stop_threshold: float | None = None
     """A layer is drawn if the probability that nothing is left is at most this; lower values draw fewer layers."""
+    noise_scale: float | None = None
+    """Standard deviation of the noise that members begin with, from 0 (all alike) to 2; 1 is that of training."""
     limit: int | None = None
     """Scenes at most."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -339,6 +339,8 @@ class SamplingSettings(Settings):
     """A layer that shares no pixel with the one before belongs to that one."""
     stop_threshold: float = Field(0.5, gt=0, le=1)
     """Probability that nothing is left above which sampling stops, for networks that say so."""
+    noise_scale: float = Field(1.0, ge=0, le=2)
+    """Standard deviation of the noise that members begin with; with less than 1 they differ less, and their consensus is better."""
     max_layers: int = Field(8, ge=1, le=64)
     """Most layers of an image."""
     cumulative: Literal["shared", "member"] = "shared"

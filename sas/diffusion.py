@@ -349,7 +349,8 @@ class Sampler:
 
     logits: channel 0 of the network's output holds x_0 logits. steps: number of denoising steps. rows: most rows a call.
     stop: the network's second channel is a logit that nothing is left; its probability is sigmoid(scale x logit + shift) for
-    stop = (scale, shift), read at the first step, where it sees no mask yet.
+    stop = (scale, shift), read at the first step, where it sees no mask yet. noise_scale: standard deviation of the noise that a row begins
+    with, as a share of the scheduler's.
     """
 
     scheduler: Any
@@ -359,6 +360,7 @@ class Sampler:
     rows: int
     stop: tuple[float, float] | None = None
     on_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    noise_scale: float = 1.0
 
     @torch.no_grad()
     def __call__(
@@ -413,7 +415,7 @@ class Sampler:
         dtype = next(iter(_leaves(features))).dtype
         seen = condition(cumulative)
         noise = [torch.randn(cumulative.shape[1:], generator=generator) for generator in generators]
-        x_t = torch.stack(noise).to(cumulative.device) * scheduler.init_noise_sigma
+        x_t = torch.stack(noise).to(cumulative.device) * scheduler.init_noise_sigma * self.noise_scale
         for index, t in enumerate(scheduler.timesteps):
             last = index == len(scheduler.timesteps) - 1
             scaled = scheduler.scale_model_input(x_t, t)

@@ -163,6 +163,7 @@ def build_pipeline(config: Config, model: ConcatUNet | SplitDenoiser, *, model_i
         merge_disjoint=sampling.merge_disjoint,
         stop_head=config.model.name == "split" and config.diffusion.stop_weight > 0,
         stop_threshold=sampling.stop_threshold,
+        noise_scale=sampling.noise_scale,
         max_layers=sampling.max_layers,
         shared_cumulative=sampling.cumulative == "shared",
         min_overlap=config.data.min_overlap,

@@ -306,11 +306,13 @@ class _Sheet:
         """What the colours, the dashes and the hatching mean."""
         if not colors:
             return
-        top, x = self._claim(34) + 4, MARGIN
-        for color in colors:
-            self.draw.rectangle((x, top, x + 17, top + 13), fill=color)
-            x += 20
-        x = self._term(x + 4, top, "near to far")
+        top = self._claim(34) + 4
+        side = min(20.0, 260 / len(colors))  # the words need the rest of the line
+        gap = 3 if side > 8 else 1
+        for place, color in enumerate(colors):
+            left, right = MARGIN + round(place * side), MARGIN + round((place + 1) * side) - gap
+            self.draw.rectangle((left, top, max(left, right), top + 13), fill=color)
+        x = self._term(MARGIN + round(len(colors) * side) + 4, top, "near to far")
         sample = np.full((14 * _FINE, 44 * _FINE, 3), 255, dtype=np.uint8)
         everywhere = np.ones(sample.shape[:2], dtype=bool)
         line = np.zeros_like(everywhere)

@@ -36,7 +36,7 @@ from sas.pretrained import (
     state_hash,
     verify_weights,
 )
-from sas.provenance import Consensus, EnsembleSettings, ModelInfo, Stop
+from sas.provenance import Consensus, EnsembleSettings, ModelInfo, Stop, check_noise_scale
 from sas.refine import refine_soft, working_size
 from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
@@ -84,6 +84,7 @@ class SASPipeline(DiffusionPipeline):
         stop_threshold: float = 0.5,
         stop_scale: float = 1.0,
         stop_shift: float = 0.0,
+        noise_scale: float = 1.0,
         data_split: str = "",
         model_id: str = "",
     ) -> None:
@@ -114,6 +115,7 @@ class SASPipeline(DiffusionPipeline):
             stop_threshold=stop_threshold,
             stop_scale=stop_scale,
             stop_shift=stop_shift,
+            noise_scale=noise_scale,
             data_split=data_split,
             model_id=model_id,
         )
@@ -248,6 +250,7 @@ class SASPipeline(DiffusionPipeline):
         consensus: Literal["medoid", "mean"] | None = None,
         cumulative: Literal["shared", "member"] | None = None,
         stop_threshold: float | None = None,
+        noise_scale: float | None = None,
         batch_size: int = 64,
         initial_layers: np.ndarray | None = None,
         refine: bool | None = None,
@@ -264,6 +267,8 @@ class SASPipeline(DiffusionPipeline):
         max_layers: layers at most. mode: "diffusion" draws samples; "marginal" takes one step from noise, which gives the mean.
         cumulative: members share the consensus as their cumulative mask, or each "member" keeps its own.
         stop_threshold: a layer is drawn if the weights' probability that nothing is left is at most this, in (0, 1]: lower values draw fewer.
+        noise_scale: standard deviation of the noise that members begin with, in [0, 2]; 1 is that of training. With less they differ less
+        and their consensus is better, with 0 all are one.
         batch_size: most masks (images x members) in one call of the network; memory grows with it, results change by rounding only.
         initial_layers: bool (K, H, W) masks of layers already known, nearest first (for one image); sampling goes on behind them. What is drawn
         next and lies apart from the last of them joins it. The result has them on the mask grid, and refined masks exactly as given.
@@ -275,7 +280,7 @@ class SASPipeline(DiffusionPipeline):
         Returns a LayeredResult for one image, a list of them for a list.
         """
         # 1. Inputs and defaults.
-        settings = self._settings(ensemble_size, num_inference_steps, seed, mode, consensus)
+        settings = self._settings(ensemble_size, num_inference_steps, seed, mode, consensus, noise_scale)
         layers = self.config.max_layers if max_layers is None else max_layers
         self._check_inputs(settings, layers, seed, generator, batch_size, cumulative, output_type)
         single = not isinstance(image, list | tuple)
@@ -365,7 +370,7 @@ class SASPipeline(DiffusionPipeline):
                 [state.image[row] for row in rows for _ in range(members)], device=state.cumulative.device
             )
             cumulative = rearrange(state.cumulative[rows], "b e 1 h w -> (b e) 1 h w")
-            soft = self._draw(features, cumulative, generators, picture, frame, settings[0].steps, batch_size, callback)
+            soft = self._draw(features, cumulative, generators, picture, frame, settings[0], batch_size, callback)
             return rearrange(soft, "(b e) c h w -> b e c h w", e=members)
 
         state = run_loop(state, draw, rules)
@@ -391,7 +396,7 @@ class SASPipeline(DiffusionPipeline):
         generators: list[torch.Generator],
         picture: torch.Tensor,
         frame: torch.Tensor | None,
-        steps: int,
+        settings: EnsembleSettings,
         batch_size: int,
         callback: Callable[..., dict[str, Any]] | None,
     ) -> torch.Tensor:
@@ -415,7 +420,12 @@ class SASPipeline(DiffusionPipeline):
 
         rows = min(batch_size, len(generators))
         while True:
-            sampler = self.sampler(steps=steps, rows=rows, on_step=on_step if callback is not None else None)
+            sampler = self.sampler(
+                steps=settings.steps,
+                rows=rows,
+                on_step=on_step if callback is not None else None,
+                noise_scale=settings.noise_scale,
+            )
             try:
                 # A retry must draw the same noise, so each attempt starts from copies of the generators.
                 fresh = [g.clone_state() for g in generators]
@@ -481,8 +491,9 @@ class SASPipeline(DiffusionPipeline):
         steps: int,
         rows: int,
         on_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        noise_scale: float | None = None,
     ) -> Sampler:
-        """The reverse process with this pipeline's scheduler and codes; see `sas.diffusion.Sampler`."""
+        """The reverse process with this pipeline's scheduler and codes; see `sas.diffusion.Sampler`. noise_scale: None for that of the weights."""
         config = self.config
         return Sampler(
             scheduler=self.scheduler,
@@ -492,6 +503,7 @@ class SASPipeline(DiffusionPipeline):
             rows=rows,
             stop=(config.stop_scale, config.stop_shift) if config.stop_head else None,
             on_step=on_step,
+            noise_scale=config.noise_scale if noise_scale is None else noise_scale,
         )
 
     def _settings(
@@ -501,6 +513,7 @@ class SASPipeline(DiffusionPipeline):
         seed: int | None,
         mode: str,
         consensus: str | None,
+        noise_scale: float | None,
     ) -> EnsembleSettings:
         config = self.config
         if mode not in ("diffusion", "marginal"):
@@ -520,7 +533,15 @@ class SASPipeline(DiffusionPipeline):
             seed=_integer("seed", 0 if seed is None else seed, low=0, high=MAX_SEED),
             consensus=config.consensus if consensus is None else consensus,  # type: ignore[arg-type]
             mode=mode,  # type: ignore[arg-type]
+            noise_scale=self.resolve_noise_scale(noise_scale),
         )
+
+    def resolve_noise_scale(self, value: float | None = None) -> float:
+        """`value`, or that of the weights for None. ValueError unless it lies in [0, 2]."""
+        if value is None:
+            return float(self.config.noise_scale)
+        check_noise_scale(value, name="noise_scale")
+        return float(value)
 
     def resolve_stop_threshold(self, value: float | None = None) -> float:
         """`value`, or the threshold in the weights for None. ValueError unless it lies in (0, 1] and the weights have a stop output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 StopReason = Literal["empty", "no_progress", "max_layers"]
@@ -42,13 +43,16 @@ class Stop:
 @dataclass(frozen=True)
 class EnsembleSettings:
     """How the members were drawn: how many, in how many denoising steps, from which seed, and how they became one
-    mask."""
+    mask.
+
+    noise_scale: standard deviation of the noise that a member begins with, in [0, 2]; 1 in results of before."""
 
     members: int
     steps: int
     seed: int
     consensus: Consensus
     mode: Mode
+    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_int(self.members, name="settings.members", low=1)
@@ -56,6 +60,7 @@ class EnsembleSettings:
         check_int(self.seed, name="settings.seed", low=0)
         _check_choice(self.consensus, get_args(Consensus), name="settings.consensus")
         _check_choice(self.mode, get_args(Mode), name="settings.mode")
+        check_noise_scale(self.noise_scale, name="settings.noise_scale")
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,14 @@ def check_int(value: object, *, name: str, low: int) -> None:
     """ValueError unless `value` is an integer of at least `low`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}: pass int(...)")
+
+
+def check_noise_scale(value: object, *, name: str) -> None:
+    """ValueError unless `value` is a number in [0, 2]."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 2:
+        raise ValueError(
+            f"{name} must be a number from 0 to 2, got {value!r}: pass 1 for all the noise of training, less for members that differ less"
+        )
 
 
 def check_text(value: object, *, name: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -573,6 +574,29 @@ def test_a_stop_threshold_can_be_given(call: Call, tmp_path: Path) -> None:
         status, _, err = call(*words, "--out", "none", "--device", "cpu", "--stop-threshold", 2)
         assert status == (2 if words[0] == "sample" else 1)
         assert err == f"sas {words[0]}: stop_threshold must lie in (0, 1], got 2.0: lower values draw fewer layers"
+
+
+def test_a_noise_scale_can_be_given(call: Call, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert call("compose", "--out", "scenes", *COMPOSE)[0] == 0
+    scales = []
+    sampler = SASPipeline.sampler
+
+    def watched(self: SASPipeline, **options: Any) -> Any:
+        made = sampler(self, **options)
+        scales.append(made.noise_scale)
+        return made
+
+    monkeypatch.setattr(SASPipeline, "sampler", watched)
+    assert call("sample", "a.png", "--out", "out", "--device", "cpu", "--noise-scale", 0.3)[0] == 0
+    assert json.loads((tmp_path / "out" / "a" / "result.json").read_text())["ensemble"]["noise_scale"] == 0.3
+    options = ("--device", "cpu", "--limit", 1, "--noise-scale", 0.3)
+    assert call("evaluate", "default", "scenes", "--out", "scores", *options)[0] == 0
+    assert len(scales) >= 3 and set(scales) == {0.3}  # of the picture, of the scene, and behind its true masks
+    for words in (("sample", "a.png"), ("evaluate", "default", "scenes")):
+        status, _, err = call(*words, "--out", "none", "--device", "cpu", "--noise-scale", 3)
+        assert status == (2 if words[0] == "sample" else 1)
+        assert err.startswith(f"sas {words[0]}: noise_scale must be a number from 0 to 2, got 3.0: pass 1")
 
 
 def test_evaluate_without_data(call: Call, shipped: Path, tmp_path: Path) -> None:

@@ -203,6 +203,35 @@ def test_noise_is_named_by_seed_pixels_layer_and_member(make_tiny_pipe: MakePipe
         assert torch.equal(noisy, torch.stack(expected))
 
 
+def test_the_scale_of_the_first_noise(make_tiny_pipe: MakePipe, tmp_path: Path) -> None:
+    pipe = make_tiny_pipe(noise_scale=0.5)
+    pipe.save_pretrained(tmp_path / "half")
+    loaded = SASPipeline.from_pretrained(tmp_path / "half")
+    options = {"ensemble_size": 2, "num_inference_steps": 2, "max_layers": 1}
+
+    def first_noise(pipe: SASPipeline, scale: float | None) -> torch.Tensor:
+        network, recording = pipe.model, Recording(pipe.model)
+        pipe.register_modules(model=recording)
+        told = pipe(picture(), seed=5, noise_scale=scale, **options).settings
+        pipe.register_modules(model=network)
+        assert told.noise_scale == (0.5 if scale is None else scale) and type(told.noise_scale) is float
+        return recording.noisy[0]
+
+    expected = torch.stack(
+        [torch.randn(1, 16, 16, generator=generator_for(5, sha256_pixels(picture()), 0, e)) for e in range(2)]
+    )
+    assert torch.equal(first_noise(loaded, None), expected * 0.5)
+    assert torch.equal(first_noise(pipe, np.float32(0.25)), expected * 0.25)  # type: ignore[arg-type]
+    assert torch.equal(first_noise(pipe, 1), expected)
+    alike = pipe(picture(), noise_scale=0, **{**options, "ensemble_size": 3})
+    assert (alike.members == alike.members[:, :1]).all() and not alike.uncertainty.any()
+    for value in (-0.1, 2.5, float("nan"), True, "1"):
+        with pytest.raises(
+            ValueError, match="noise_scale must be a number from 0 to 2, got .*: pass 1 for all the noise"
+        ):
+            pipe(picture(), noise_scale=value)  # type: ignore[arg-type]
+
+
 def test_noise_depends_on_pixels_and_on_size(tiny_pipe: SASPipeline) -> None:
     flat = np.full((16, 32, 3), 90, dtype=np.uint8)
     turned = flat.reshape(32, 16, 3)

@@ -134,7 +134,8 @@ def test_settings_refuse_what_has_no_meaning() -> None:
         ):
             Stop("empty", votes=1, probability=0.5, threshold=wrong)
     good: dict[str, Any] = {"members": 1, "steps": 1, "seed": 0, "consensus": "mean", "mode": "marginal"}
-    for name, value in {"members": 0, "steps": True, "seed": -1, "consensus": "best", "mode": "fast"}.items():
+    wrong_ones = {"members": 0, "steps": True, "seed": -1, "consensus": "best", "mode": "fast", "noise_scale": 2.1}
+    for name, value in wrong_ones.items():
         with pytest.raises(ValueError, match=f"settings.{name} must be"):
             EnsembleSettings(**(good | {name: value}))
     with pytest.raises(ValueError, match=r"model\.sha256 must be 64 lower-case hex digits"):
@@ -336,12 +337,13 @@ def test_any_file_name_survives(tmp_path: Path, layers: np.ndarray, file: str) -
     assert LayeredResult.load(tmp_path / "out").file == result.file == file.replace("\udcff", "?")
 
 
-def test_a_result_of_before_the_threshold_was_kept_loads(tmp_path: Path, result: LayeredResult) -> None:
+def test_a_result_of_before_the_threshold_and_the_noise_were_kept_loads(tmp_path: Path, result: LayeredResult) -> None:
     folder = result.save(tmp_path / "out")
     document = json.loads((folder / "result.json").read_text())
-    del document["stop"]["threshold"]
+    del document["stop"]["threshold"], document["ensemble"]["noise_scale"]
     (folder / "result.json").write_text(json.dumps(document))
-    assert LayeredResult.load(folder).stop == result.stop
+    loaded = LayeredResult.load(folder)
+    assert loaded.stop == result.stop and loaded.settings == result.settings
 
 
 def test_dict_matches_the_instances(result: LayeredResult) -> None:
@@ -352,7 +354,9 @@ def test_dict_matches_the_instances(result: LayeredResult) -> None:
         assert (rle_decode(told["segmentation"]) == one["segmentation"]).all()
         assert (rle_decode(told["visible"]) == one["visible"]).all()
         assert (told["score"], told["bbox"], told["layer"]) == (one["predicted_iou"], one["bbox"], one["layer"])
-    assert document["ensemble"] == {"members": 2, "steps": 4, "seed": 7, "consensus": "medoid", "mode": "diffusion"}
+    assert document["ensemble"] == {
+        "members": 2, "steps": 4, "seed": 7, "consensus": "medoid", "mode": "diffusion", "noise_scale": 1.0
+    }  # fmt: skip
     assert document["stop"] == {"reason": "empty", "votes": 2, "probability": None, "threshold": None}
     assert document["model"] == {"id": "tiny", "sha256": "0a" * 32}
 

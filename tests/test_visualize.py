@@ -212,6 +212,16 @@ def test_overview_wraps_its_layers_into_rows_of_four(photo: np.ndarray, count: i
     assert (sheet.shape[0] - empty.shape[0]) == extra_rows * (48 + _panel(sheet, 0).shape[0] + GAP)
 
 
+@pytest.mark.parametrize("count", [16, 60, 400])
+def test_overview_keeps_the_legend_of_many_layers_on_the_page(photo: np.ndarray, count: int) -> None:
+    masks = np.ones((count, HEIGHT, WIDTH), dtype=bool)
+    sheet = overview(photo, layer_masks=masks, uncertainty=np.zeros((HEIGHT, WIDTH)))
+    assert (sheet[:, 1400 - MARGIN + 2 :] == 255).all()
+    swatches = sheet[-80:, MARGIN : MARGIN + 320]
+    for color in (layer_colors(count)[0], layer_colors(count)[-1]):
+        assert (swatches == color).all(axis=-1).any()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 3), (64, 64), (1024, 600)])
 def test_overview_handles_every_shape_of_image(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 40, dtype=np.uint8)

@@ -139,13 +139,15 @@ class Composition:
 
 
 class Window(NamedTuple):
-    """Where objects are drawn: those of one slot in some scenes, in one window of the canvas. which: their rows among those drawn."""
+    """Where objects are drawn: those of one slot in some scenes, in one window of the canvas. which: their rows among those drawn.
+    warped: whether a warp may move them."""
 
     which: slice
     scenes: slice
     slot: int
     rows: slice
     columns: slice
+    warped: bool
 
 
 class Composer:
@@ -266,9 +268,10 @@ class Composer:
         premultiplied = self._sprites(sprite, per_object, source, used)
         masks = torch.zeros(b, n, c, c, dtype=torch.bool, device=self.device)
         drawn = []
-        for which, scenes, slot, rows, columns in windows:
+        for which, scenes, slot, rows, columns, warped in windows:
             grid = _affine_grid(inverse[used[which]], c, rows, columns)
-            grid = grid if warp is None else warp.apply(grid, used[which])
+            if warp is not None and warped:
+                grid = warp.apply(grid, used[which])
             drawn.append(functional.grid_sample(premultiplied[which], grid, mode="bilinear", align_corners=False))
             masks[scenes, slot, rows, columns] = drawn[-1][:, 3] > 0.5
         frame = self._frame(per_scene)
@@ -285,22 +288,21 @@ class Composer:
         image, light = torch.zeros(b, 3, c, c, device=self.device), torch.ones(b, 1, c, c, device=self.device)
         dark = (0.15 + 0.45 * per_object["shadow"]) * kept
         down, across = self._shift(-0.08 * per_scene["light_y"]), self._shift(0.12 * (per_scene["light_x"] - 0.5)).mT
-        for (_, scenes, slot, rows, columns), piece in zip(windows, drawn, strict=True):
+        for (_, scenes, slot, rows, columns, _), piece in zip(windows, drawn, strict=True):
             colour, alpha = (piece * kept[scenes, slot, None, None, None]).split([3, 1], dim=1)
             soft = self.soften[:, rows] @ alpha @ self.soften[:, columns].mT * dark[scenes, slot, None, None, None]
             image[scenes, :, rows, columns] += colour * light[scenes, :, rows, columns]
             light[scenes, :, rows, columns] *= 1 - alpha
-            light[scenes] *= 1 - down[scenes] @ soft @ across[scenes]
+            light[scenes] *= (down[scenes] @ soft @ across[scenes]).neg_().add_(1)
         background = self._background(per_scene)
-        if style.shades:
-            everywhere, behind = self._shades(keys)
-            image = torch.addcmul(image, background * behind, light) * everywhere
-        else:
-            image = torch.addcmul(image, background, light)
+        shaded, everywhere, behind = self._shades(keys)
+        background[shaded] *= behind
+        image = torch.addcmul(image, background, light)
+        image[shaded] *= everywhere
         image = self._camera(image, per_scene, keys)
         if style.degradation:
             image = degrade(image, keys, share=style.degradation)
-        image = torch.where(frame, image, PADDING_VALUE / 255)
+        image = torch.where(frame, image, PADDING_VALUE / 255).clamp_(0, 1)
 
         # 5. Objects that are there first, padding last.
         slots = (~kept).long().argsort(dim=1, stable=True)
@@ -308,7 +310,7 @@ class Composer:
         masks = masks[torch.arange(b, device=self.device)[:, None], slots]
         pairs = kept[:, :, None] & kept[:, None, :]
         return Composition(
-            image=image.clamp(0, 1),
+            image=image,
             masks=masks,
             counts=kept.sum(dim=1),
             overlaps=_permute(overlaps & pairs, slots),
@@ -381,7 +383,8 @@ class Composer:
         if not self.one_by_one:
             whole = slice(0, self.canvas)
             slots = torch.arange(b * n, device=self.device)
-            return slots, [Window(slice(i, None, n), slice(None), i, whole, whole) for i in range(n)]
+            warped = warp is not None
+            return slots, [Window(slice(i, None, n), slice(None), i, whole, whole, warped) for i in range(n)]
         used = present.flatten().nonzero()[:, 0]
         turn, shift = inverse[used, :, :2], inverse[used, :, 2:]
         back = torch.linalg.inv(turn)
@@ -391,11 +394,12 @@ class Composer:
         centre = -(back @ shift)[..., 0]
         first = ((centre - reach + 1) / 2 * self.canvas).floor().long().clamp(0, self.canvas)
         last = ((centre + reach + 1) / 2 * self.canvas).ceil().long().clamp(0, self.canvas)
-        windows = []
-        for k, (slot, (x0, y0), (x1, y1)) in enumerate(zip(used.tolist(), first.tolist(), last.tolist(), strict=True)):
-            scene = slot // n
-            windows.append(Window(slice(k, k + 1), slice(scene, scene + 1), slot % n, slice(y0, y1), slice(x0, x1)))
-        return used, windows
+        moved = torch.zeros_like(used, dtype=torch.bool) if warp is None else warp.moves()[used]
+        each = zip(used.tolist(), first.tolist(), last.tolist(), moved.tolist(), strict=True)
+        return used, [
+            Window(slice(k, k + 1), slice(slot // n, slot // n + 1), slot % n, slice(y0, y1), slice(x0, x1), moves)
+            for k, (slot, (x0, y0), (x1, y1), moves) in enumerate(each)
+        ]
 
     def _sprites(self, sprite: torch.Tensor, objects: Draws, keys: Keys, used: torch.Tensor) -> torch.Tensor:
         """Sprites of the slots in use, each with its own light and colour, premultiplied: float (U, 4, P, P) in [0, 1].
@@ -461,7 +465,7 @@ class Composer:
         """Slots whose object shows at least `min_visible` of itself, and one pixel; decided from front to back: bool (B, N)."""
         taken = torch.zeros_like(masks[:, 0])
         kept = torch.zeros_like(masks[:, :, 0, 0])
-        for _, scenes, slot, rows, columns in windows:
+        for _, scenes, slot, rows, columns, _ in windows:
             mask, before = masks[scenes, slot, rows, columns], taken[scenes, rows, columns]
             area, seen = mask.sum(dim=(-2, -1)), (mask & ~before).sum(dim=(-2, -1))
             keep = (seen > 0) & (seen >= self.style.min_visible * area)
@@ -489,12 +493,14 @@ class Composer:
             self.backgrounds[row].float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
 
-    def _shades(self, keys: Keys) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a patch of shadow or light leaves of all that is there, and of the background alone: float (B, 1, C, C) in (0, 1].
+    def _shades(self, keys: Keys) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pictures with a patch of shadow or light, int64 (P,); what it leaves there of all, and of the background alone: float (P, 1, C, C) in (0, 1].
 
         A patch is an ellipse, or a band that crosses the picture, and its edge is sharp or soft. The picture is darker inside of it or outside.
         """
-        drawn = _named(keys.uniform("shade", len(SHADE_DRAWS)).to(self.device), SHADE_DRAWS)
+        everyone = keys.uniform("shade", len(SHADE_DRAWS)).to(self.device)
+        which = (everyone[:, SHADE_DRAWS.index("shaded")] < self.style.shades).nonzero()[:, 0]
+        drawn = _named(everyone[which], SHADE_DRAWS)
         width, height = (_between(drawn[name], 0.2, 1.1) for name in ("width", "height"))
         theta = _turned(
             (drawn["turn"] - 0.5) * torch.pi,
@@ -510,10 +516,9 @@ class Composer:
             / _between(drawn["soft"] ** 2, 0.005, 0.15)[:, None, None]
         )
         dark = torch.where((drawn["outside"] < 0.5)[:, None, None], 1 - inside, inside)
-        depth = _between(drawn["depth"], 0.1, 0.6) * (drawn["shaded"] < self.style.shades)
-        left = (1 - depth[:, None, None] * dark)[:, None]
+        left = (1 - _between(drawn["depth"], 0.1, 0.6)[:, None, None] * dark)[:, None]
         behind = (drawn["behind"] < 0.5)[:, None, None, None]
-        return torch.where(behind, 1.0, left), torch.where(behind, left, 1.0)
+        return which, torch.where(behind, 1.0, left), torch.where(behind, left, 1.0)
 
     def _shift(self, by: torch.Tensor) -> torch.Tensor:
         """Bilinear interpolation of lines of the coarse grid of shadows at the canvas's pixels and `by` beyond them, as matrices.
@@ -526,13 +531,13 @@ class Composer:
         return (1 - (at[..., None] - torch.arange(coarse, device=self.device)).abs()).clamp(min=0)[:, None]
 
     def _camera(self, image: torch.Tensor, scene: Draws, keys: Keys) -> torch.Tensor:
-        """Light that falls off across the picture, a soft focus now and then, and sensor noise."""
+        """The picture, in place, in light that falls off across it, with a soft focus now and then and sensor noise."""
         c, style = self.canvas, self.style
         line = torch.linspace(-1, 1, c, device=self.device)
         down, across = ((scene[name][:, None, None] - 0.5) * style.lighting for name in ("slope_y", "slope_x"))
         plane = down * line[None, :, None] + across * line[None, None, :]
         level = 1 + (scene["level"] - 0.5) * style.lighting
-        image = image * (level[:, None, None] + plane)[:, None]
+        image *= (level[:, None, None] + plane)[:, None]
         amount = (scene["focus"] - 0.5).clamp(min=0) * 2
         soft = (amount > 0).nonzero()[:, 0]
         image[soft] = torch.lerp(image[soft], _blurred(image[soft]), amount[soft, None, None, None])
@@ -540,13 +545,13 @@ class Composer:
             drawn = keys.uniform("film", 4).to(self.device)
             changed = (drawn[:, 0] < style.appearance).nonzero()[:, 0]
             drawn[:, 1] = 0  # light leaves hues alone
-            image = image.clamp(0, 1)
+            image.clamp_(0, 1)
             image[changed] = _recoloured(image[changed], drawn[changed, 1:])
         if not style.noise:
             return image
         grain = keys.normal("grain", 1, c // 2, c // 2).to(self.device)
-        strength = scene["grain"][:, None, None, None] * style.noise
-        return image + functional.interpolate(grain, size=(c, c), mode="nearest") * strength
+        grain *= scene["grain"][:, None, None, None] * style.noise
+        return image.add_(functional.interpolate(grain, size=(c, c), mode="nearest"))
 
 
 def _affine_grid(
@@ -573,8 +578,8 @@ def _turned(
 def _blurred(image: torch.Tensor) -> torch.Tensor:
     """Mean over the 3 x 3 pixels around each: float (B, 3, H, W) -> the same. Pooling takes 6 times as long."""
     wider = functional.pad(image, (1, 1, 1, 1), mode="replicate")
-    rows = wider[:, :, :-2] + wider[:, :, 1:-1] + wider[:, :, 2:]
-    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+    rows = (wider[:, :, :-2] + wider[:, :, 1:-1]).add_(wider[:, :, 2:])
+    return (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).div_(9)
 
 
 def _soften(side: int) -> torch.Tensor:

@@ -41,6 +41,10 @@ class Warp(NamedTuple):
         pair = torch.stack([x, smaller], dim=-1)
         return torch.where(self.across[:, None], pair.flip(1), pair)
 
+    def moves(self) -> torch.Tensor:
+        """Slots whose points `apply` moves at all: bool (B * N,)."""
+        return (self.stretch != 1) | (self.bend != 0) | (self.taper != 0)
+
     def apply(self, grid: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Where in the sprites of these slots, int64 (U,), the points are drawn from: float (U, H, W, 2) -> the same."""
         across, stretch, bend, taper = (values[slots][:, None, None] for values in self)
