@@ -447,6 +447,8 @@ class LayeredResult:
         }[self.stop.reason]
         model = f"{self.model.id} {self.model.sha256[:12]}".rstrip()
         drawn = f"{counted(settings.members, 'member')}, {counted(settings.steps, 'step')}, seed {settings.seed}"
+        if settings.noise_scale != 1:
+            drawn += f", noise {settings.noise_scale:g}"
         return [
             f"Stopped after {counted(len(self), 'layer')}: {stop}.",
             f"Settings: {drawn}, consensus {settings.consensus}, mode {settings.mode}. Model: {model}.",

@@ -298,6 +298,9 @@ def test_an_empty_result_is_black_and_says_so(tmp_path: Path) -> None:
 
 
 def test_the_overview_says_why_it_stopped_as_far_as_it_is_known(result: LayeredResult) -> None:
+    assert "noise" not in result._captions()[1]
+    quiet = replace(result, settings=replace(result.settings, noise_scale=0.6))
+    assert "seed 7, noise 0.6, consensus" in quiet._captions()[1]
     assert "2 of 2 tries found no further object." in result._captions()[0]
     told = replace(result, stop=Stop("empty", votes=2, probability=0.327))
     assert told._captions()[0].endswith("no further object found, probability that nothing is left 0.33."), (
