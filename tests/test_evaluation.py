@@ -333,7 +333,9 @@ def test_batch_size_changes_no_score(composed: list[Scene]) -> None:
 def test_pipeline_is_a_predictor(tiny_pipe: SASPipeline, composed: list[Scene]) -> None:
     predictor = pipeline_predictor(tiny_pipe, ensemble_size=2, num_inference_steps=1)
     first, again, other = (evaluate(predictor, composed[:3], seed=seed, progress=False) for seed in (3, 3, 4))
-    assert first.info["sampling"] == {"members": 2, "steps": 1, "seed": 3, "consensus": "medoid", "mode": "diffusion"}
+    assert first.info["sampling"] == {
+        "members": 2, "steps": 1, "seed": 3, "consensus": "medoid", "mode": "diffusion", "noise_scale": 1.0
+    }  # fmt: skip
     assert first.info["model"]["sha256"] == tiny_pipe.model_info.sha256
     stable = [name for name in first.scores if name != "seconds_per_image"]
     assert [str(first.scores[n]) for n in stable] == [str(again.scores[n]) for n in stable]
