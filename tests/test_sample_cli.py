@@ -79,7 +79,14 @@ def test_one_picture(sample: Call, tmp_path: Path) -> None:
     assert names(folder) == sorted([*maps, "arrays.npz", "overview.png", "result.json", "uncertainty.png"])
     document = read(folder)
     assert document["image"] == {"file": "photo.png", "width": 30, "height": 20}
-    assert document["ensemble"] == {"members": 2, "steps": 1, "seed": 0, "consensus": "medoid", "mode": "diffusion"}
+    assert document["ensemble"] == {
+        "members": 2,
+        "steps": 1,
+        "seed": 0,
+        "consensus": "medoid",
+        "mode": "diffusion",
+        "noise_scale": 1.0,
+    }
     assert document["model"]["id"] == "tiny"
     assert len(LayeredResult.load(folder)) == 2
 
@@ -91,7 +98,14 @@ def test_options_reach_the_pipeline(sample: Call, tmp_path: Path) -> None:
     )  # fmt: skip
     document = read(tmp_path / "out" / "photo")
     assert status == 0
-    assert document["ensemble"] == {"members": 3, "steps": 4, "seed": 9, "consensus": "mean", "mode": "diffusion"}
+    assert document["ensemble"] == {
+        "members": 3,
+        "steps": 4,
+        "seed": 9,
+        "consensus": "mean",
+        "mode": "diffusion",
+        "noise_scale": 1.0,
+    }
     assert len(document["layers"]) == 1
 
 
