@@ -295,10 +295,12 @@ class Composer:
             light[scenes, :, rows, columns] *= 1 - alpha
             light[scenes] *= (down[scenes] @ soft @ across[scenes]).neg_().add_(1)
         background = self._background(per_scene)
-        shaded, everywhere, behind = self._shades(keys)
-        background[shaded] *= behind
+        if style.shades:
+            shaded, everywhere, behind = self._shades(keys)
+            background[shaded] *= behind
         image = torch.addcmul(image, background, light)
-        image[shaded] *= everywhere
+        if style.shades:
+            image[shaded] *= everywhere
         image = self._camera(image, per_scene, keys)
         if style.degradation:
             image = degrade(image, keys, share=style.degradation)

@@ -61,7 +61,7 @@ def _lens(side: int, blur: float, fewer: float) -> torch.Tensor:
     if blur > 0:
         deviation = BLUR * blur * side / 256
         apart = torch.arange(1 - side, side)
-        # Farther out a share is below one in a million, and a product of matrices takes ten times as long over denormal numbers.
+        # Farther out a share is below one in a million, and a product of matrices takes 15 times as long over denormal numbers.
         profile = torch.where(apart.abs() <= 6 * deviation, (-(apart**2) / (2 * deviation**2)).exp(), 0)
         lens = profile.unfold(0, side, 1).flip(0)
         lens = lens / lens.sum(dim=1, keepdim=True)
