@@ -173,7 +173,7 @@ def run(name: str, seed: int, steps: int, out: Path) -> None:
         "cell": name, "factor": cell.factor, "words": cell.words, "seed": seed, "training_steps": steps, "minutes": minutes,
         "sampling_steps": sampling_steps, "parameters": sum(p.numel() for p in pipe.model.parameters()), "scenes": len(batch),
         "scene_seed": VALIDATION_SEED + seed,
-        "own": scores.own, "true": scores.true, "stop_accuracy": scores.stop_accuracy, "false_layers": scores.false_layers,
+        "own": scores.own, "true": scores.behind.by_layer, "stop_accuracy": scores.behind.stop_accuracy, "false_layers": scores.false_layers,
         "spread": spread(pipe, batch, sampling_steps), "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }  # fmt: skip

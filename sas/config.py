@@ -171,6 +171,8 @@ class DataSettings(Settings):
             )
         if self.rendered and not (self.cutouts or self.backgrounds):
             raise ValueError("rendered has no effect without cutouts or backgrounds, all is rendered then: remove it")
+        if not self.corruption and self.corruption_drop != type(self).model_fields["corruption_drop"].default:
+            raise ValueError("corruption_drop has no effect without corruption: remove it, or set corruption")
         if self.split != "none" and not (self.cutouts or self.backgrounds):
             raise ValueError("split has no effect without cutouts or backgrounds: remove it")
         return self
@@ -292,13 +294,17 @@ class DiffusionSettings(Settings):
     """Weight of the energy score of one-step samples, which keeps 1-step ensembles diverse."""
     energy_members: int = Field(4, ge=2, le=64)
     """Samples of the energy score."""
+    self_alignment: float = Field(0.0, ge=0, le=1)
+    """Share of training items whose noised mask is the network's own first guess, with the noise of sampling.noise_scale."""
 
     @model_validator(mode="after")
     def _check(self) -> DiffusionSettings:
-        if (self.rollout or self.energy_weight) and self.loss_type != "bce_dice":
+        if (self.rollout or self.energy_weight or self.self_alignment) and self.loss_type != "bce_dice":
             raise ValueError(
-                f'rollout and energy_weight need loss_type "bce_dice", got {self.loss_type!r}: set it, or both of them to 0'
+                f'rollout, energy_weight and self_alignment need loss_type "bce_dice", got {self.loss_type!r}: set it, or all three to 0'
             )
+        if not self.energy_weight and self.energy_members != type(self).model_fields["energy_members"].default:
+            raise ValueError("energy_members has no effect without energy_weight: remove it, or set energy_weight")
         if self.loss_type == "bce_dice" and self.prediction_type != "sample":
             raise ValueError(
                 f'loss_type "bce_dice" needs prediction_type "sample", got {self.prediction_type!r}: set loss_type to "mse"'

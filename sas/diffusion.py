@@ -71,7 +71,9 @@ class DiffusionObjective:
     layers_weight: weight of the loss of all layers guessed at once from the picture, for networks that do (`SplitDenoiser.image_unet`).
     rollout: share of pictures whose cumulative masks are what the network itself has drawn so far, in one step a layer (with averaged
     weights, where `loss` is given a network that has them). energy_weight: weight of an energy score of `energy_members` one-step
-    samples, which keeps them diverse. Both need x_0 logits.
+    samples, which keeps them diverse. self_alignment: share of items that see what sampling shows the network after its first step, its
+    own guess under the noise that it began with, of standard deviation `noise_scale` (self-aligned denoising, Ji et al. 2023). These
+    three need x_0 logits.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class DiffusionObjective:
         rollout: float = 0.0,
         energy_weight: float = 0.0,
         energy_members: int = 4,
+        self_alignment: float = 0.0,
+        noise_scale: float = 1.0,
     ) -> None:
         self.prediction_type: str = scheduler.config.prediction_type
-        if (rollout or energy_weight) and loss_type != "bce_dice":
+        if (rollout or energy_weight or self_alignment) and loss_type != "bce_dice":
             raise ValueError(
-                f'rollout and energy_weight need loss_type "bce_dice", got {loss_type!r}: '
-                "their one-step samples are read from x_0 logits; change it or set both to 0"
+                f'rollout, energy_weight and self_alignment need loss_type "bce_dice", got {loss_type!r}: '
+                "their one-step samples are read from x_0 logits; change it or set all three to 0"
             )
         if loss_type == "bce_dice" and self.prediction_type != "sample":
             raise ValueError(
@@ -115,6 +119,7 @@ class DiffusionObjective:
         self.layers_weight = layers_weight
         self.rollout = rollout
         self.energy_weight, self.energy_members = energy_weight, energy_members
+        self.self_alignment, self.noise_scale = self_alignment, noise_scale
 
     def loss(
         self, model: MaskDenoiser, batch: SceneBatch, keys: Keys, *, averaged: MaskDenoiser | None = None
@@ -135,6 +140,9 @@ class DiffusionObjective:
         features = select_rows(encoded, items.picture)
         x_0, noise, timestep = self._draw(items, keys)
         x_t = self.add_noise(x_0, noise, timestep)
+        if self.self_alignment:
+            x_t, timestep = self._with_own_guess(model, features, items, noise, x_t, timestep, keys)
+            torch.clear_autocast_cache()
         output = model(x_t, timestep, condition(items.cumulative), features).float()
         if self.loss_type == "bce_dice":
             parts = _bce_dice(output[:, :1], items.target, items.known)
@@ -203,6 +211,28 @@ class DiffusionObjective:
         own = torch.stack(stands)[items.layer.clamp(max=len(stands) - 1), items.picture]
         mixed = torch.where(chosen.to(own.device)[items.picture][:, None, None, None], own, items.cumulative)
         return replace(items, cumulative=mixed)
+
+    @torch.no_grad()
+    def _with_own_guess(
+        self,
+        model: MaskDenoiser,
+        features: Features,
+        items: Items,
+        noise: torch.Tensor,
+        x_t: torch.Tensor,
+        timestep: torch.Tensor,
+        keys: Keys,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x_t and t of all items; those of the items chosen as DDIM reaches them from noise, with t drawn uniformly."""
+        item_keys = keys.items(items.picture, items.slot)
+        rows = torch.where(item_keys.uniform("self-alignment") < self.self_alignment)[0].to(x_t.device)
+        if not len(rows):
+            return x_t, timestep
+        noise = noise[rows] * self.noise_scale
+        soft = self._one_step(model, select_rows(features, rows), items.cumulative[rows], noise)
+        even = (item_keys.uniform("self-alignment-time") * len(self.alphas_cumprod)).long().to(timestep.device)[rows]
+        shown = self.add_noise(self.codec.encode(soft * items.frame[rows]), noise, even)
+        return x_t.index_copy(0, rows, shown), timestep.index_copy(0, rows, even)
 
     def _energy_score(self, model: MaskDenoiser, features: Features, items: Items, keys: Keys) -> torch.Tensor:
         """E |s - y| - E |s - s'| / 2 over one-step samples s (Gneiting & Raftery 2007), per item; smallest for the true distribution.

@@ -140,6 +140,8 @@ def build_objective(config: Config) -> DiffusionObjective:
         rollout=diffusion.rollout,
         energy_weight=diffusion.energy_weight,
         energy_members=diffusion.energy_members,
+        self_alignment=diffusion.self_alignment,
+        noise_scale=config.sampling.noise_scale,
     )
 
 

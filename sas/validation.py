@@ -21,31 +21,44 @@ from sas.seeding import Keys, generator_for
 
 
 @dataclass(frozen=True)
+class BehindTruth:
+    """What is drawn behind true cumulative masks.
+
+    ious: IoU of each layer, float (K,) a scene, nan where none of its pixels is known. stops: bool (complete scenes,), whether the step
+    after the last layer is void and no step before it is. stop_probabilities: float (K + 1,) a complete scene, what the stop head says
+    before each layer and after the last (mean over members); empty for networks without one.
+    """
+
+    ious: list[np.ndarray]
+    stops: np.ndarray
+    stop_probabilities: list[np.ndarray]
+
+    @property
+    def by_layer(self) -> list[float]:
+        """Mean IoU of each layer; nan where no scene has the layer."""
+        return _by_layer(self.ious)
+
+    @property
+    def stop_accuracy(self) -> float:
+        """Share of complete scenes that end right; nan if there are none."""
+        return float(self.stops.mean()) if len(self.stops) else float("nan")
+
+
+@dataclass(frozen=True)
 class Validation:
     """Scores of one validation.
 
-    own, true: mean IoU of each layer with the model's own, and with the true cumulative masks (nan where no scene has the layer);
-    their difference is the exposure error. stop_accuracy: share of scenes whose step after the last layer is void and no step
-    before it is, with true cumulative masks; `stops` holds it for each scene, `true_ious` the IoU of each of its layers.
-    false_layers: extra layers a scene, with own cumulative masks.
-    predictions: bool (K, m, m) a scene, with own cumulative masks.
-    stop_probabilities: a scene's float (K + 1,), what the stop head says before each layer and after the last (mean over members), true
-    cumulative masks; empty for networks without one.
-    Scenes that are not complete are scored on their known pixels, and have no say in `stops` and `false_layers` (both nan if
+    own: mean IoU of each layer with the model's own cumulative masks (nan where no scene has the layer); what it falls short of
+    `behind.by_layer` is the exposure error. false_layers: extra layers a scene, and predictions: bool (K, m, m) a scene, both with own
+    cumulative masks too. behind: the same network behind true cumulative masks.
+    Scenes that are not complete are scored on their known pixels, and have no say in `behind.stops` and `false_layers` (both nan if
     no scene is complete), because nobody knows where they end.
     """
 
     own: list[float]
-    true: list[float]
-    true_ious: list[np.ndarray]
-    stops: np.ndarray
     false_layers: float
     predictions: list[np.ndarray]
-    stop_probabilities: list[np.ndarray]
-
-    @property
-    def stop_accuracy(self) -> float:
-        return float(self.stops.mean()) if len(self.stops) else float("nan")
+    behind: BehindTruth
 
     @property
     def score(self) -> float:
@@ -56,21 +69,12 @@ class Validation:
     def to_dict(self) -> dict[str, float]:
         rows: dict[str, float] = {
             "val/score": self.score,
-            "val/stop_accuracy": self.stop_accuracy,
+            "val/stop_accuracy": self.behind.stop_accuracy,
             "val/false_layers": self.false_layers,
         }
-        for name, values in (("own", self.own), ("true", self.true)):
+        for name, values in (("own", self.own), ("true", self.behind.by_layer)):
             rows |= {f"val/iou_{name}_{k}": v for k, v in enumerate(values)}
         return {name: value for name, value in rows.items() if not np.isnan(value)}
-
-
-@dataclass(frozen=True)
-class BehindTruth:
-    """What is drawn behind true cumulative masks: `ious`, `stops` and `stop_probabilities` as `Validation` has them."""
-
-    ious: list[np.ndarray]
-    stops: np.ndarray
-    stop_probabilities: list[np.ndarray]
 
 
 @torch.no_grad()
@@ -88,15 +92,11 @@ def validate(
         for b, (found, true) in enumerate(zip(predictions, layers, strict=True))
     ]
     extra = [false_layers(p & judged[b], layers[b]) for b, p in enumerate(predictions) if complete[b]]
-    behind = _behind_truth(pipe, sampler, features, batch, members, seed)
     return Validation(
         own=_by_layer(own),
-        true=_by_layer(behind.ious),
-        true_ious=behind.ious,
-        stops=behind.stops,
-        stop_probabilities=behind.stop_probabilities,
         false_layers=float(np.mean(extra)) if extra else float("nan"),
         predictions=predictions,
+        behind=_behind_truth(pipe, sampler, features, batch, members, seed),
     )
 
 

@@ -186,6 +186,15 @@ def test_all_faults_at_once() -> None:
         ),
         ({"model.image_blocks": 2}, "image_blocks has no effect without image_unet: remove it, or set image_unet"),
         (
+            {"data.corruption_drop": 0.2},
+            "corruption_drop has no effect without corruption: remove it, or set corruption",
+        ),
+        (
+            {"diffusion.energy_members": 8},
+            "energy_members has no effect without energy_weight: remove it, or set energy_weight",
+        ),
+        ({"diffusion.self_alignment": 1.5}, "diffusion.self_alignment"),
+        (
             {"model.image_unet": (16, 16, 16, 16)},
             "model.image_unet needs diffusion.layers_weight or model.detail, or nothing uses",
         ),

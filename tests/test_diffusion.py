@@ -677,6 +677,88 @@ def test_rollout_has_no_gradient_and_is_reproducible() -> None:
     assert torch.equal(*losses) and losses[0].requires_grad
 
 
+class Guesses(nn.Module):
+    """Guesses the left half at the last time step and the right half before it; remembers the noised masks and times it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        self.seen.append((noisy, timestep))
+        left = torch.where(torch.arange(SIZE) < SIZE // 2, 100.0, -100.0).expand(len(noisy), 1, SIZE, SIZE)
+        return torch.where((timestep == 999)[:, None, None, None], left, -left)
+
+
+@pytest.mark.parametrize("noise_scale", [1.0, 0.6])
+def test_self_alignment_shows_the_own_guess_under_the_noise_it_began_with(noise_scale: float) -> None:
+    batch, keys, network = make_batch(), Keys(0, 0, (0, 1, 2)), Guesses()
+    batch.frame[1, :, :2] = False
+    objective = logit_objective(self_alignment=1.0, noise_scale=noise_scale)
+    losses = objective.loss(network, batch, keys)  # type: ignore[arg-type]
+    (begun, last), (shown, timestep) = network.seen
+    items = layer_items(batch, keys)
+    noise = keys.items(items.picture, items.slot).normal("noise", 1, SIZE, SIZE) * noise_scale
+    torch.testing.assert_close(begun, noise, atol=2e-3, rtol=0)  # the last signal rate is not quite zero
+    assert (last == 999).all() and len(timestep.unique()) == len(items)
+    assert timestep.min() < 300 and timestep.max() < 999
+    guess = (torch.arange(SIZE) < SIZE // 2) & items.frame
+    a = rearrange(objective.alphas_cumprod[timestep], "m -> m 1 1 1")
+    torch.testing.assert_close(shown, a.sqrt() * objective.codec.encode(guess) + (1 - a).sqrt() * noise)
+    answer = (torch.arange(SIZE) >= SIZE // 2).expand_as(items.target)
+    wrong = ((answer != items.target) & items.known).flatten(1).sum(dim=1) / items.known.flatten(1).sum(dim=1)
+    torch.testing.assert_close(losses["bce"], wrong * 100)  # what is taught is the truth and not the guess
+
+
+def test_the_sampler_shows_at_its_second_step_what_self_alignment_shows() -> None:
+    """In the words of the test above: the guess at the second time step, under the noise that the first one saw."""
+    objective, network = logit_objective(self_alignment=1.0), Guesses()
+    scheduler = make_scheduler(zero_snr=True)
+    sampler = Sampler(scheduler=scheduler, codec=objective.codec, logits=True, steps=4, rows=8, noise_scale=0.6)
+    sampler(
+        network,  # type: ignore[arg-type]
+        torch.zeros(1, 3, SIZE, SIZE),
+        torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool),
+        [generator_for(0, row) for row in range(2)],
+        picture=torch.tensor([0, 0]),
+    )
+    (begun, last), (shown, timestep) = network.seen[:2]
+    assert last.tolist() == [999, 999] and timestep.tolist() == [749, 749]
+    guess = objective.codec.encode((torch.arange(SIZE) < SIZE // 2).expand_as(begun))
+    torch.testing.assert_close(shown, objective.add_noise(guess, begun, timestep), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_self_alignment_takes_its_share_of_items_and_leaves_the_others(share: float) -> None:
+    batch, taken, items = make_batch(), 0, 0
+    for step in range(30):
+        keys, network, plain = Keys(0, step, (0, 1, 2)), Pixelwise(), Pixelwise()
+        logit_objective(self_alignment=share).loss(network, batch, keys)
+        logit_objective().loss(plain, batch, keys)
+        other = (network.seen[-1][0] != plain.seen[-1][0]).flatten(1).any(dim=1)
+        assert torch.equal(network.seen[-1][1][~other], plain.seen[-1][1][~other])
+        taken, items = taken + int(other.sum()), items + len(other)
+    assert taken == 0 if share == 0 else 0.4 * items < taken < 0.6 * items
+
+
+def test_self_alignment_has_no_gradient_of_the_guess_and_is_reproducible() -> None:
+    batch, keys = make_batch(), Keys(0, 0, (0, 1, 2))
+    gradients = []
+    for _ in range(2):
+        network = Pixelwise()
+        logit_objective(self_alignment=1.0).loss(network, batch, keys)["loss"].sum().backward()
+        gradients.append(network.mix.grad)
+    noisy, timestep, cumulative, features = network.seen[1]
+    items, fresh = layer_items(batch, keys), Pixelwise()
+    losses = _bce_dice(fresh(noisy, timestep, cumulative, features), items.target, items.known)
+    (losses["bce"] + losses["dice"]).sum().backward()
+    assert torch.equal(*gradients) and not noisy.requires_grad  # type: ignore[call-overload]
+    torch.testing.assert_close(gradients[0], fresh.mix.grad)
+
+
 def test_energy_score_by_hand() -> None:
     """Two samples of one pixel: distance to the truth less half their own distance."""
     batch, keys = make_batch(1), Keys(0, 0, (0,))
@@ -735,9 +817,11 @@ def test_stop_loss_is_the_cross_entropy_of_emptiness() -> None:
     torch.testing.assert_close(losses["loss"], losses["bce"] + losses["dice"] + losses["stop"])
 
 
-@pytest.mark.parametrize("changes", [{"rollout": 0.5}, {"energy_weight": 1.0}])
+@pytest.mark.parametrize("changes", [{"rollout": 0.5}, {"energy_weight": 1.0}, {"self_alignment": 0.5}])
 def test_own_samples_need_logits(changes: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="rollout and energy_weight need loss_type \"bce_dice\", got 'mse'"):
+    with pytest.raises(
+        ValueError, match="rollout, energy_weight and self_alignment need loss_type \"bce_dice\", got 'mse'"
+    ):
         DiffusionObjective(make_scheduler(), codec=MaskCodec(), **changes)  # type: ignore[arg-type]
 
 

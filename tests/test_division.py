@@ -185,7 +185,7 @@ def test_families_for_testing_stay_out_of_training(cutouts: Path) -> None:
         ({"model_pretrained": True}, "pretrained needs the split network with an encoder other than conv"),
         (
             {"diffusion_rollout": 0.5, "diffusion_loss_type": "mse"},
-            "rollout and energy_weight need loss_type \"bce_dice\", got 'mse'",
+            "rollout, energy_weight and self_alignment need loss_type \"bce_dice\", got 'mse'",
         ),
     ],
 )

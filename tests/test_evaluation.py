@@ -352,8 +352,8 @@ def test_true_masks_as_cumulative_masks(tiny_pipe: SASPipeline, pair: list[Scene
     config = tiny_pipe.config
     batch = collate(pair, image_size=config.image_size, mask_size=config.mask_size)
     whole = validate(tiny_pipe, batch, members=1, steps=1)
-    assert [scores[f"iou_layer_{k}_true_cumulative"].value for k in (0, 1)] == pytest.approx(whole.true[:2])
-    assert scores["stop_accuracy_true_cumulative"].value == whole.stop_accuracy
+    assert [scores[f"iou_layer_{k}_true_cumulative"].value for k in (0, 1)] == pytest.approx(whole.behind.by_layer[:2])
+    assert scores["stop_accuracy_true_cumulative"].value == whole.behind.stop_accuracy
 
 
 @pytest.mark.parametrize("name", ["limit", "batch"])

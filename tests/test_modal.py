@@ -637,12 +637,12 @@ def test_validation_judges_what_is_known(tiny_scene: Scene, make_tiny_pipe: Any)
     pipe: SASPipeline = make_tiny_pipe()
     batch = mixed_batch(tiny_scene)
     scores = validate(pipe, batch, members=2, steps=2)
-    assert len(scores.stops) == 1, "only the complete scene can say whether the end was found"
-    assert [len(row) for row in scores.true_ious] == [3, 3, 0]
+    assert len(scores.behind.stops) == 1, "only the complete scene can say whether the end was found"
+    assert [len(row) for row in scores.behind.ious] == [3, 3, 0]
     only = validate(
         pipe, collate([replace(tiny_scene, complete=False)], image_size=16, mask_size=16), members=2, steps=2
     )
-    assert np.isnan(only.stop_accuracy) and np.isnan(only.false_layers)
+    assert np.isnan(only.behind.stop_accuracy) and np.isnan(only.false_layers)
     assert not any(np.isnan(value) for value in only.to_dict().values()) and "val/score" in only.to_dict()
 
 
@@ -652,7 +652,9 @@ def test_what_is_drawn_on_unknown_pixels_is_neither_right_nor_wrong(tiny_scene: 
     nothing = replace(tiny_scene, known=known, complete=False)
     scores = validate(pipe, collate([nothing], image_size=16, mask_size=16), members=2, steps=2)
     assert all(mask.any() for mask in scores.predictions[0])
-    assert np.isnan(scores.true_ious[0]).all() and np.isnan(scores.own).all() and scores.score == 0, "nothing is known"
+    assert np.isnan(scores.behind.ious[0]).all() and np.isnan(scores.own).all() and scores.score == 0, (
+        "nothing is known"
+    )
     known[:, :15] = True
     batch = collate([replace(nothing, known=known)], image_size=16, mask_size=16)
     scores = validate(pipe, batch, members=2, steps=2)
