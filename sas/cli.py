@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sas import cli_data
-from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, flat, parse
+from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, parse
 from sas.config import Config, ConfigError, faults, load_config
 from sas.imports import quick_imports, share_cores
 
@@ -207,8 +207,6 @@ def _demo(options: Demo) -> int:
 
 def _train(options: Train) -> int:
     settings = options.settings
-    if options.cutouts is not None:
-        settings = load_config(None, {**flat(settings), "data.cutouts": [options.cutouts]})
     name = Path(options.config).stem if options.config else ("cutouts" if options.cutouts else "train")
     out = Path(options.out or f"runs/{name}")
     logging.getLogger("sas").setLevel(logging.INFO)

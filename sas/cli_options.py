@@ -10,7 +10,7 @@ import io
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
@@ -110,7 +110,7 @@ class Evaluate:
     weights: Positional[str]
     """Pipeline folder, training folder or hub id; "default" for the shipped weights."""
     dataset: Positional[str]
-    """Folder of scenes (project format or SAS folders), or a data YAML."""
+    """Folder of scenes (project format, packed shards or SAS folders), or a data YAML."""
     out: str
     """Folder for metrics.json and metrics.md."""
     members: int | None = None
@@ -263,11 +263,17 @@ def _parse(command: type[Any], arguments: list[str], program: str | None, file: 
     if command is not Train:
         return tyro.cli(command, args=arguments, prog=program, description=command.__doc__)
     settings = load_config(file)
+    cutouts = _option("--cutouts", arguments)
+    if cutouts is not None and _option("--data.cutouts", arguments) is not None:
+        raise ConfigError(
+            f"--cutouts excludes --data.cutouts, which sets the same, got both (--cutouts {cutouts}): keep one of them"
+        )
     arguments = list(_plain(arguments))
 
     def parsed() -> Any:
         default = Train(settings=settings)
-        return tyro.cli(Train, args=arguments, prog=program, default=default, description=inspect.getdoc(Train))
+        options = tyro.cli(Train, args=arguments, prog=program, default=default, description=inspect.getdoc(Train))
+        return replace(options, cutouts=cutouts)
 
     if not {"-h", "--help"} & set(arguments):
         # A value that the settings refuse is told as it is for a file; all else in the words of the parser.
@@ -279,15 +285,27 @@ def _parse(command: type[Any], arguments: list[str], program: str | None, file: 
     return parsed()
 
 
+def _option(name: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option, the first if it has several; None where it is not named, or has none."""
+    for word, after in zip(arguments, [*arguments[1:], "--"], strict=True):
+        option, equals, value = word.partition("=")
+        if option == name and (equals or not after.startswith("--")):
+            return value if equals else after
+    return None
+
+
 def _plain(arguments: Sequence[str]) -> Iterator[str]:
     """The arguments as the parser wants them: None for the null of YAML where a field may have none, an option alone for a list or mapping
-    that is to be empty, and --section.field or --section.no-field for a truth value that is written out."""
+    that is to be empty, --section.field or --section.no-field for a truth value that is written out, and --data.cutouts for --cutouts."""
     places = [at for at, word in enumerate(arguments) if word.startswith("--")] + [len(arguments)]
     yield from arguments[: places[0]]
     for at, end in itertools.pairwise(places):
         option, equals, value = arguments[at].partition("=")
         words = list(arguments[at + 1 : end])
         values, after = ([value], words) if equals else (words, words[1:])
+        if option == "--cutouts" and values:
+            yield from ("--data.cutouts", values[0], *after)
+            continue
         kind = _kind(option)
         if values[:1] in (["None"], ["null"]) and type(None) in get_args(kind):
             yield from (option, "None", *after)

@@ -92,8 +92,8 @@ class DataSettings(Settings):
     rendered: bool = False
     """Rendered solids and backgrounds beside the folders named; each source of cutouts is drawn equally often."""
     split: Literal["none", "by_name"] = "none"
-    """Hold out a tenth of the cutouts and backgrounds for validation and one for testing, by the SHA-256 of their names. Rendered solids of
-    the families ring and bottle are for testing too."""
+    """Hold out a tenth of the backgrounds and of the kinds of cutouts (Class__Variety of a name, or its folder) for validation and one for
+    testing, by the SHA-256 of their names. The group vehicle and rendered solids of the families ring and bottle are for testing too."""
     image_size: int = Field(128, ge=16, le=1024)
     """Side of the square image the model sees, pixels."""
     mask_size: int = Field(64, ge=16, le=1024)
@@ -481,7 +481,7 @@ class Config(Settings):
         return self
 
 
-class _EachKeyOnce(yaml.SafeLoader):
+class EachKeyOnce(yaml.SafeLoader):
     """YAML of which no mapping names a key twice: plain YAML would drop what the first one holds without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -499,7 +499,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_EachKeyOnce) or {}
+            values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=EachKeyOnce) or {}
         except OSError as error:
             raise ConfigError(f"configuration {path} cannot be read ({error.strerror}): check the path") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -515,8 +515,10 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         }  # `training:` and no more
     for name, value in (overrides or {}).items():
         section, _, field = name.partition(".")
-        if not field or not isinstance(values.setdefault(section, {}), dict):
+        if not field:
             raise ConfigError(f"override {name} must be section.field, got {name!r}: for example training.steps")
+        if not isinstance(values.setdefault(section, {}), dict):
+            break  # a section that is none, which is told below
         values[section][field] = value
     return config_from_dict(values, where=str(path) if path else "the command line")
 

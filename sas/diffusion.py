@@ -69,11 +69,11 @@ class DiffusionObjective:
     layers, corruption: see `sas.items.layer_items`. image_range: see `in_range`.
     stop_weight: weight of the cross-entropy of the second output channel, a logit that the target is empty; 0: no such channel.
     layers_weight: weight of the loss of all layers guessed at once from the picture, for networks that do (`SplitDenoiser.image_unet`).
-    rollout: share of pictures whose cumulative masks are what the network itself has drawn so far, in one step a layer (with averaged
-    weights, where `loss` is given a network that has them). energy_weight: weight of an energy score of `energy_members` one-step
-    samples, which keeps them diverse. self_alignment: share of items that see what sampling shows the network after its first step, its
-    own guess under the noise that it began with, of standard deviation `noise_scale` (self-aligned denoising, Ji et al. 2023). These
-    three need x_0 logits.
+    rollout: share of pictures whose cumulative masks are what the network itself has drawn so far, in one step a layer from noise of
+    standard deviation `noise_scale` (with averaged weights, where `loss` is given a network that has them). energy_weight: weight of an
+    energy score of `energy_members` one-step samples, which keeps them diverse. self_alignment: share of items that see what sampling
+    shows the network after its first step, its own guess under the noise that it began with, of standard deviation `noise_scale` too
+    (self-aligned denoising, Ji et al. 2023). These three need x_0 logits.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class DiffusionObjective:
     ) -> dict[str, torch.Tensor]:
         """Losses of each training item of a batch: "loss" (what to minimise) and its parts, each float (M,).
 
-        averaged: the network with averaged weights, which draws the roll-out as it will when sampling; None: `model` draws it.
+        averaged: the network with averaged weights, those that will sample, which draws the roll-out; None: `model` draws it.
         """
         items = layer_items(batch, keys, layers=self.layers, corruption=self.corruption)
         image = in_range(batch.image, self.image_range)
@@ -201,7 +201,7 @@ class DiffusionObjective:
         found = torch.zeros(len(keys), 1, height, width, dtype=torch.bool, device=items.target.device)
         stands = [found]
         for layer in range(int(depth.max())):
-            noise = keys.normal(f"rollout-{layer}", 1, height, width)
+            noise = keys.normal(f"rollout-{layer}", 1, height, width) * self.noise_scale
             at = torch.where(depth[drawing] > layer)[0]
             rows = drawing[at].to(found.device)
             some = select_rows(features, at.to(found.device))

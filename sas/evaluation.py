@@ -12,7 +12,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from sas import __version__, metrics
-from sas.config import Config, ConfigError, DataSettings, config_from_dict
+from sas.config import Config, ConfigError, DataSettings, EachKeyOnce, config_from_dict
 from sas.data.composer import Composer
 from sas.data.folders import ProjectFolder, open_scenes
 from sas.factory import build_composer, open_data
@@ -91,7 +92,7 @@ UNDEFINED = Score(float("nan"), float("nan"), float("nan"), 0)
 
 @dataclass(frozen=True)
 class Report:
-    """Scores by name, and all that is needed to get them again."""
+    """Scores by name, and what was scored, with which weights, settings and versions."""
 
     scores: dict[str, Score]
     info: dict[str, Any]
@@ -169,21 +170,26 @@ def load_dataset(path: str | Path) -> Sequence[Scene]:
                 f"data set {path}: data.scenes excludes {' and '.join(given)}, which would have no effect; "
                 "remove one of them, and use --limit for fewer scenes"
             )
-        return open_data(data, seed=TEST_SEED, validation=True)
+        with _naming(path):
+            return open_data(data, seed=TEST_SEED, validation=True)
     count = _whole(values.get("count", TEST_COUNT), low=1, name="count", path=path)
     seed = _whole(values.get("seed", TEST_SEED), low=0, name="seed", path=path)
+    with _naming(path):
+        return ComposedScenes(build_composer(data, seed=seed, atlas_seed=seed, part="test"), count, path=path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """InputError that names the data YAML for what is wrong with the data that it names."""
     try:
-        composer = build_composer(data, seed=seed, atlas_seed=seed, part="test")
-    except InputError:
-        raise
+        yield
     except ValueError as error:
         raise InputError(f"data set {path}: {error}") from error
-    return ComposedScenes(composer, count, path=path)
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=EachKeyOnce)
     except OSError as error:
         raise InputError(f"data set {path} cannot be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -251,6 +257,7 @@ def evaluate(
     info = {
         "model": asdict(last.model),
         "sampling": asdict(last.settings),
+        "stop_threshold": last.stop.threshold,
         "seed": seed,
         "dataset": str(getattr(scenes, "path", "scenes in memory")),
         "dataset_sha256": scenes.info["sha256"] if isinstance(scenes, ProjectFolder) else digest.hexdigest(),

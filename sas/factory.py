@@ -239,7 +239,8 @@ def _check_parts(data: DataSettings, *parts: Part) -> None:
             if part not in found:
                 raise ConfigError(
                     f'{name} must hold a picture of the {part} part with data.split "by_name", got none among {len(found)} '
-                    "(a tenth of the names are for validation, a tenth for testing): add pictures, or set data.split to none"
+                    "(a tenth of the backgrounds, and of the kinds of cutouts, Class__Variety or folders, are for validation, a tenth for testing): "
+                    "add pictures, or set data.split to none"
                 )
 
 

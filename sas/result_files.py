@@ -82,6 +82,7 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ValueError,
         AttributeError,
         OverflowError,
+        RuntimeError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:

@@ -225,6 +225,17 @@ def test_dry_run_looks_at_the_data(call: Call, tmp_path: Path) -> None:
     status, out, _ = call("train", "--dry-run", "--cutouts", "cutouts", *SMALL, "--data.background-count", 1)
     assert status == 0
     assert "data: 2 cutouts in " in out and f"output: {Path('runs') / 'cutouts'}" in out
+    # what fits cutouts alone fits --cutouts too
+    for option in (("--cutouts", "cutouts"), ("--cutouts=cutouts",), ("--data.cutouts", "cutouts")):
+        status, out, _ = call("train", "--dry-run", *option, *SMALL, "--data.rendered")
+        assert status == 0 and "data: 2 cutouts in " in out
+    status, _, err = call("train", "--dry-run", "--cutouts", "cutouts", "--data.cutouts", "others")
+    assert (
+        status != 0
+        and "--cutouts excludes --data.cutouts, which sets the same, got both (--cutouts cutouts): keep one" in err
+    )
+    status, _, err = call("train", "--dry-run", "--cutouts")
+    assert status == 2 and "--cutouts" in err
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -262,6 +262,11 @@ def test_null_makes_lists_and_mappings_empty(tmp_path: Path) -> None:
         load_config(None, {"data.objects": None})  # which may not be empty
 
 
+def test_an_override_is_not_to_blame_for_a_section_that_is_none(tmp_path: Path) -> None:
+    path = written(tmp_path, "data: 5\n")
+    assert fault({"data.scenes": "x"}, path) == fault({}, path) and "data" in fault({}, path)
+
+
 def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     path = written(tmp_path, "training:\n  steps: 30\n  seed: 5\n")
     overrides = {"training.steps": 40, "data.twins": "0.5"}

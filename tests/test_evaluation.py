@@ -337,6 +337,7 @@ def test_pipeline_is_a_predictor(tiny_pipe: SASPipeline, composed: list[Scene]) 
         "members": 2, "steps": 1, "seed": 3, "consensus": "medoid", "mode": "diffusion", "noise_scale": 1.0
     }  # fmt: skip
     assert first.info["model"]["sha256"] == tiny_pipe.model_info.sha256
+    assert first.info["stop_threshold"] is None  # this network has no stop output
     stable = [name for name in first.scores if name != "seconds_per_image"]
     assert [str(first.scores[n]) for n in stable] == [str(again.scores[n]) for n in stable]
     assert other.info["sampling"]["seed"] == other.info["seed"] == 4
@@ -491,7 +492,13 @@ def test_two_hundred_scenes_if_no_count_is_given(write_yaml: Callable[[object], 
         ("data: {clases: 3}", r"unknown key data\.clases: did you mean data\.classes"),
         ("data: {objects: [3, 1]}", "objects must be "),
         ("data: {families: [nonsense]}", r"data\.yaml: data\.families must be of"),
-        ("data: {scenes: nowhere}", "data nowhere must be a folder, found nothing"),
+        ("data: {scenes: nowhere}", r"data\.yaml: data nowhere must be a folder, found nothing"),
+        ("data: {cutouts: [nowhere]}", r"data\.yaml: .*nowhere"),
+        (
+            "data: {scenes: ., format: project, min_overlap: 0.5}",
+            r"data\.yaml: data\.min_overlap has no effect with format project",
+        ),
+        ("count: 5\ncount: 7", "is no valid YAML .*'count' is there twice"),
         ("data: {scenes: nowhere}\ncount: 5", r"data\.scenes excludes count, which would have no effect"),
         ("data: {", "is no valid YAML"),
         (b"\xff", "is no valid YAML"),

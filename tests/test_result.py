@@ -411,6 +411,17 @@ def test_load_names_damaged_arrays(tmp_path: Path, result: LayeredResult, conten
         LayeredResult.load(folder)
 
 
+@pytest.mark.parametrize(("place", "value"), [(6, 200), (8, 1)])
+def test_load_names_a_damaged_list_of_arrays(tmp_path: Path, result: LayeredResult, place: int, value: int) -> None:
+    """The version of the format that an entry needs, and the flag that it is encrypted, for which zipfile has errors of other kinds."""
+    folder = result.save(tmp_path / "out")
+    content = bytearray((folder / "arrays.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + place] = value
+    (folder / "arrays.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"arrays\.npz is damaged or not of a result: .*(version|encrypted)"):
+        LayeredResult.load(folder)
+
+
 def test_load_never_unpickles(tmp_path: Path, result: LayeredResult) -> None:
     folder = result.save(tmp_path / "out")
     with np.load(folder / "arrays.npz") as archive:

@@ -77,7 +77,7 @@ def open_format(path: str | Path, *, format: str = "auto", look: bool = False, *
     our words to the file's field names), annotators ("all", "one" or a name), regions ("all", "things" or "stuff"), front (labelme: "last" or "first"),
     min_overlap, min_size (modal: least side of an object, pixels), seed. look: what stands in the data, as the checker wants it, where
     scenes are made of it (modal).
-    InputError for an unknown format, an option that the format does not have, and data that cannot be read.
+    InputError for an unknown format, an option that the format does not have (min_overlap and seed have no effect there), and data that cannot be read.
     """
     if format not in FORMATS:
         close = difflib.get_close_matches(format, FORMATS, n=1)
