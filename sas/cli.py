@@ -383,7 +383,7 @@ def _composer(options: Compose) -> Composer:
             degradation=options.degradation,
             classes=options.classes,
             views=4,
-            background_count=max(8, min(options.count, 64)),
+            background_count=64,  # of whatever number of scenes, so that the first of many are those of few
             families=options.families,
             min_overlap=options.min_overlap,
             rendered=options.rendered,

@@ -303,14 +303,13 @@ def _plain(arguments: Sequence[str]) -> Iterator[str]:
         option, equals, value = arguments[at].partition("=")
         words = list(arguments[at + 1 : end])
         values, after = ([value], words) if equals else (words, words[1:])
-        if option == "--cutouts" and values:
-            yield from ("--data.cutouts", values[0], *after)
-            continue
         kind = _kind(option)
-        if values[:1] in (["None"], ["null"]) and type(None) in get_args(kind):
+        if option == "--cutouts" and values:
+            yield from (*after, "--data.cutouts", values[0])  # which would take what stands behind it
+        elif values[:1] in (["None"], ["null"]) and type(None) in get_args(kind):
             yield from (option, "None", *after)
-        elif values in (["None"], ["null"]) and get_origin(kind) in (tuple, dict):
-            yield from (*after, option)  # which would take what stands behind it
+        elif values[:1] in (["None"], ["null"]) and get_origin(kind) in (tuple, dict):
+            yield from (*after, option)  # likewise
         elif kind is bool and values and values[0].lower() in ("true", "false"):
             section, _, name = option.removeprefix("--").partition(".")
             yield from (option if values[0].lower() == "true" else f"--{section}.no-{name}", *after)

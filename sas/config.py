@@ -161,6 +161,11 @@ class DataSettings(Settings):
         idle = [name for name in reading if getattr(self, name) != type(self).model_fields[name].default]
         if not self.scenes and idle:
             raise ValueError(f"{idle[0]} has no effect without scenes: set scenes, or remove it")
+        composing = [name for name in ("appearance", "prints", "warps", "shades", "degradation") if getattr(self, name)]
+        if self.scenes and composing:
+            raise ValueError(
+                f"{composing[0]} is for composed scenes and has no effect with scenes: remove it, or set augment"
+            )
         if self.validation_images and not self.validation:
             raise ValueError("validation_images has no effect without validation: set validation, or remove it")
         if self.scenes and (self.cutouts or self.backgrounds):
@@ -308,6 +313,12 @@ class DiffusionSettings(Settings):
         if self.loss_type == "bce_dice" and self.prediction_type != "sample":
             raise ValueError(
                 f'loss_type "bce_dice" needs prediction_type "sample", got {self.prediction_type!r}: set loss_type to "mse"'
+            )
+        fields = type(self).model_fields
+        ends = [name for name in ("beta_start", "beta_end") if getattr(self, name) != fields[name].default]
+        if ends and self.beta_schedule == "squaredcos_cap_v2":
+            raise ValueError(
+                f"{ends[0]} has no effect with beta_schedule squaredcos_cap_v2: remove it, or set beta_schedule"
             )
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise ValueError(

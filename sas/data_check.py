@@ -300,8 +300,9 @@ def _diagnosis(scenes: Sequence[Scene], index: int, error: Exception) -> Defect:
                     return refused(fault.code, str(fault), name)
     except (KeyError, TypeError, AttributeError, IndexError) as fault:
         return refused("field", f"a field is missing or odd ({_words(fault)})")
-    known = "field" if isinstance(error, KeyError | TypeError | AttributeError | IndexError) else "unreadable"
-    return refused(known, _words(error))
+    odd = KeyError | TypeError | AttributeError | IndexError
+    cause = error.__cause__ if isinstance(error.__cause__, odd | ValueError) else error  # its line is told by other words here
+    return refused("field" if isinstance(cause, odd) else "unreadable", _words(cause))
 
 
 def _check_mask_file(path: Path, height: int, width: int) -> None:

@@ -290,12 +290,7 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         path, images = data.validation, data.validation_images or data.images
     if path is None:
         raise ConfigError("data.scenes must name scenes on disk, got nothing: set it")
-    known = FORMATS.get(data.format)  # `open_format` tells of one that is not known
-    if data.min_overlap != DEFAULT_MIN_OVERLAP and known is not None and "min_overlap" not in known.options:
-        raise ConfigError(
-            f"data.min_overlap has no effect with format {data.format}, whose scenes bring their own, got {data.min_overlap}: remove it"
-        )
-    return open_format(
+    scenes = open_format(
         path,
         format=data.format,
         images=images,
@@ -307,6 +302,13 @@ def open_data(data: DataSettings, *, seed: int = 0, validation: bool = False) ->
         min_overlap=data.min_overlap,
         seed=seed,
     )
+    if data.min_overlap != DEFAULT_MIN_OVERLAP and "min_overlap" not in FORMATS[data.format].options and len(scenes):
+        own = scenes[0].min_overlap
+        if own != data.min_overlap:
+            raise ConfigError(
+                f"data.min_overlap must be {own:g}, which the scenes of {path} bring with them, got {data.min_overlap:g}: set it to theirs, or remove it"
+            )
+    return scenes
 
 
 def _check_order(scenes: Sequence[Scene], data: DataSettings, *, validation: bool = False) -> None:
@@ -320,6 +322,14 @@ def _check_order(scenes: Sequence[Scene], data: DataSettings, *, validation: boo
     if isinstance(scenes, MaskFolders | ProjectFolder) and (id := scenes.without_order()):
         cure = getattr(scenes, "order_cure", "add it, or leave the scene out")
         raise InputError(f"{place} must say who is in front in each scene, got none in {id}; {cure}")
+    if (own := scenes[0].min_overlap) != data.min_overlap and not validation:
+        logger.warning(
+            "%s is layered with min_overlap %g, and the weights will say %g: set data.min_overlap to %g",
+            place,
+            own,
+            data.min_overlap,
+            own,
+        )
 
 
 def check_data(data: DataSettings) -> str:

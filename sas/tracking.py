@@ -6,6 +6,7 @@ import json
 import netrc
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class Tracking:
         self._board = _start_tensorboard(out, step) if "tensorboard" in trackers else None
         self._wandb = _start_wandb(out, project, config, state) if "wandb" in trackers else None
         self._file = self.path.open("a", buffering=1)
-        self.state: dict[str, Any] = {"wandb_id": self._wandb.id} if self._wandb else {}
+        # A run that goes on without wandb for a while keeps the name that it has there.
+        self.state: dict[str, Any] = {"wandb_id": self._wandb.id} if self._wandb else dict(state)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and one point a value in each tracker."""
@@ -63,7 +65,8 @@ class Tracking:
             self._board.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # on a full disk the line that `write` told of is still to be written
+            self._file.close()
         if self._wandb:
             self._wandb.finish()
         if self._board:

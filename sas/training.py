@@ -96,7 +96,7 @@ class Trainer:
         cpu: bool = False,
         progress: bool = True,
     ) -> None:
-        if max_minutes is not None and max_minutes <= 0:
+        if max_minutes is not None and not max_minutes > 0:
             raise InputError(f"max_minutes must be positive, got {max_minutes}; leave it out to train to the end")
         self.config = config
         self.out = Path(out)

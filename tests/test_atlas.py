@@ -177,6 +177,13 @@ def test_palette_with_transparency_is_read(tmp_path: Path) -> None:
     assert torch.equal(read_cutout(tmp_path / "a.png", size=24), read_cutout(tmp_path / "b.png", size=24))
 
 
+def test_a_name_that_holds_the_word_mask_is_a_cutout(tmp_path: Path) -> None:
+    for name in ("gas.mask.01.png", "pear.png"):
+        Image.new("RGBA", (8, 8), (200, 90, 40, 255)).save(tmp_path / name)
+    Image.new("L", (8, 8), 255).save(tmp_path / "pear.mask.png")
+    assert [name for _, name in cutout_files(tmp_path)] == ["gas.mask.01", "pear"]
+
+
 def test_folder_without_cutouts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no image file"):
         Atlas.from_folders([tmp_path])

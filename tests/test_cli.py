@@ -229,6 +229,17 @@ def test_dry_run_looks_at_the_data(call: Call, tmp_path: Path) -> None:
     for option in (("--cutouts", "cutouts"), ("--cutouts=cutouts",), ("--data.cutouts", "cutouts")):
         status, out, _ = call("train", "--dry-run", *option, *SMALL, "--data.rendered")
         assert status == 0 and "data: 2 cutouts in " in out
+    # what stands behind its value is the configuration
+    Path("mine.yaml").write_text("data: {classes: 7}\ntraining: {steps: 123}\n")
+    for option in (
+        ("--cutouts", "cutouts"),
+        ("--cutouts=cutouts",),
+        ("--data.validation", "None"),
+        ("--data.families", "None"),
+    ):
+        options = parse(Train, [*option, "mine.yaml"], None)
+        assert (options.config, options.settings.training.steps, options.settings.data.classes) == ("mine.yaml", 123, 7)
+        assert options.settings.data.cutouts == (("cutouts",) if "--cutouts" in option[0] else ())
     status, _, err = call("train", "--dry-run", "--cutouts", "cutouts", "--data.cutouts", "others")
     assert (
         status != 0
@@ -392,6 +403,9 @@ def test_compose_writes_a_project(call: Call, tmp_path: Path) -> None:
     call("compose", "--out", "again", *COMPOSE, "--seed", 7)
     again = open_scenes("again")
     assert all(np.array_equal(a.image, b.image) for a, b in zip(scenes, again, strict=True))
+    call("compose", "--out", "more", *COMPOSE, "--seed", 7, "--count", 20)
+    more = open_scenes("more")
+    assert len(more) == 20 and all(np.array_equal(a.image, b.image) for a, b in zip(scenes, more, strict=False))
 
 
 def test_the_command_that_a_data_set_names_can_be_typed() -> None:

@@ -193,6 +193,15 @@ def test_all_faults_at_once() -> None:
             {"diffusion.energy_members": 8},
             "energy_members has no effect without energy_weight: remove it, or set energy_weight",
         ),
+        (
+            {"data.scenes": "x", "data.degradation": 0.5},
+            "degradation is for composed scenes and has no effect with scenes: remove it",
+        ),
+        (
+            {"data.scenes": "x", "data.prints": 0.1},
+            "prints is for composed scenes and has no effect with scenes: remove it",
+        ),
+        ({"diffusion.beta_end": 0.01}, "beta_end has no effect with beta_schedule squaredcos_cap_v2: remove it"),
         ({"diffusion.self_alignment": 1.5}, "diffusion.self_alignment"),
         (
             {"model.image_unet": (16, 16, 16, 16)},
@@ -248,7 +257,10 @@ def test_validation_may_take_every_step_of_the_schedule() -> None:
 
 
 def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
-    path = written(tmp_path, "training:\n  learning_rate: 1e-4\n  steps: '30'\ndiffusion: {beta_start: 1e-5}\n")
+    path = written(
+        tmp_path,
+        "training:\n  learning_rate: 1e-4\n  steps: '30'\ndiffusion: {beta_start: 1e-5, beta_schedule: linear}\n",
+    )
     config = load_config(path)
     assert (config.training.learning_rate, config.training.steps, config.diffusion.beta_start) == (1e-4, 30, 1e-5)
     assert isinstance(config.training.learning_rate, float)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import box
 from scipy import ndimage
-from tiny import write_scenes
+from tiny import tiny_config, write_scenes
 
 from sas.config import DataSettings
 from sas.data.composer import Composer
@@ -30,7 +30,7 @@ from sas.evaluation import (
     score_scene,
     true_mask_scores,
 )
-from sas.factory import build_composer
+from sas.factory import build_composer, check_data
 from sas.geometry import Geometry
 from sas.io import InputError
 from sas.metrics import bin_names
@@ -494,10 +494,6 @@ def test_two_hundred_scenes_if_no_count_is_given(write_yaml: Callable[[object], 
         ("data: {families: [nonsense]}", r"data\.yaml: data\.families must be of"),
         ("data: {scenes: nowhere}", r"data\.yaml: data nowhere must be a folder, found nothing"),
         ("data: {cutouts: [nowhere]}", r"data\.yaml: .*nowhere"),
-        (
-            "data: {scenes: ., format: project, min_overlap: 0.5}",
-            r"data\.yaml: data\.min_overlap has no effect with format project",
-        ),
         ("count: 5\ncount: 7", "is no valid YAML .*'count' is there twice"),
         ("data: {scenes: nowhere}\ncount: 5", r"data\.scenes excludes count, which would have no effect"),
         ("data: {", "is no valid YAML"),
@@ -507,6 +503,24 @@ def test_two_hundred_scenes_if_no_count_is_given(write_yaml: Callable[[object], 
 def test_faults_of_a_data_file_are_named(content: object, message: str, write_yaml: Callable[[object], Path]) -> None:
     with pytest.raises(InputError, match=message):
         load_dataset(write_yaml(content))
+
+
+def test_min_overlap_is_that_of_the_scenes_or_refused(
+    tmp_path: Path, write_yaml: Callable[[object], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_scenes(tmp_path / "set")  # with 0.01
+    info = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps({**info, "min_overlap": 0.3}))
+    data = {"scenes": folder, "format": "project"}
+    with pytest.raises(
+        InputError, match=r"data\.yaml: data\.min_overlap must be 0\.3, which the scenes of .* bring .*, got 0\.5"
+    ):
+        load_dataset(write_yaml({"data": {**data, "min_overlap": 0.5}}))
+    assert load_dataset(write_yaml({"data": {**data, "min_overlap": 0.3}}))[0].min_overlap == 0.3
+    for value, words in ((0.01, "set data.min_overlap to 0.3"), (0.3, "")):
+        caplog.clear()
+        check_data(tiny_config(data_scenes=folder, data_min_overlap=value).data)
+        assert words in caplog.text and bool(words) == bool(caplog.text)
 
 
 def test_data_sets_that_are_not_there(tmp_path: Path) -> None:

@@ -149,6 +149,42 @@ def test_mask_of_another_size_is_refused(project: Path) -> None:
         open_scenes(project)[0]
 
 
+@pytest.mark.parametrize("field", ["id", "file", "width", "objects", "order", "alternatives", "source"])
+def test_a_line_without_a_field_is_named(project: Path, field: str) -> None:
+    lines = project / "scenes.jsonl"
+    entry = json.loads(lines.read_text().splitlines()[0])
+    del entry[field]
+    lines.write_text(json.dumps(entry) + "\n")
+    sign(project)
+    with pytest.raises(InputError, match=rf"scenes\.jsonl line 1: {field} .*; write the data set again"):
+        open_scenes(project)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"order": [["a", "b"]]}, ""),
+        ({"order": [[0, 99]]}, "99"),
+        ({"complete": "no"}, "complete must be true or false, got 'no'"),
+        ({"min_overlap": "x"}, "min_overlap must lie in"),
+        ({"objects": [{"name": "a", "segmentation": None}]}, ""),
+        ({"objects": [{"segmentation": {"size": [20, 30], "counts": ""}}]}, ""),
+    ],
+)
+def test_a_field_of_a_wrong_kind_is_told_with_its_line(project: Path, changes: dict, words: str) -> None:
+    lines = project / "scenes.jsonl"
+    lines.write_text(json.dumps({**json.loads(lines.read_text().splitlines()[0]), **changes}) + "\n")
+    sign(project)
+    with pytest.raises(InputError, match=rf"scenes\.jsonl line 1: .*{words}.*write the data set again"):
+        open_scenes(project)[0]
+
+
+def test_a_folder_that_ends_in_a_raised_digit_is_no_layer(tmp_path: Path) -> None:
+    (tmp_path / "photo_\N{SUPERSCRIPT TWO}").mkdir()
+    Image.new("L", (4, 4), 255).save(tmp_path / "photo_\N{SUPERSCRIPT TWO}" / "mask.png")
+    assert SASFolders.layer_folders(tmp_path) == {}
+
+
 def test_empty_set_and_other_folders_are_refused(tmp_path: Path) -> None:
     assert write_project(tmp_path / "none", [], min_overlap=0.01) == 0
     with pytest.raises(

@@ -486,6 +486,16 @@ def test_cvat_paths(tmp_path: Path) -> None:
     assert scenes.raw(0)[0].image == tmp_path / "photos" / "a > b" / "1.png"
     assert [scenes.raw(i)[0].id for i in (0, 1)] == ["a > b_1"] * 2
     assert [(d.image, d.code) for d in scenes.file_defects()] == [("a > b_1", "image-twice")]
+    file.write_text(
+        '<annotations><image name="../secret.png"/><image name="/"/><image name="sub/p.png"/></annotations>'
+    )
+    (tmp_path / "photos" / "p.png").write_bytes(b"")
+    scenes = CvatScenes(file, images=tmp_path / "photos")
+    found = [scenes.raw(i)[0] for i in range(3)]
+    assert [one.id for one in found] == ["_secret", "_", "sub_p"], "an id names files"
+    assert [one.image for one in found[::2]] == [tmp_path / "photos" / name for name in ("secret.png", "p.png")], (
+        "none leads out"
+    )
     file.write_text("<annotations></annotations>")
     with pytest.raises(InputError, match="cvat .*set.xml was changed after it was opened .*; open it again"):
         scenes.raw(1)

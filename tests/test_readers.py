@@ -405,6 +405,12 @@ def test_a_file_name_with_a_zero_is_a_missing_picture(tmp_path: Path) -> None:
     assert [defect.code for defect in CocoScenes(path).inspect(0)[1]] == ["image-missing"]
 
 
+def test_a_file_name_that_is_too_long_is_a_missing_picture(tmp_path: Path) -> None:
+    path = write_file(tmp_path, [image_record()], [annotation(1, segmentation=rle_encode(FRONT))])
+    path.write_text(path.read_text().replace("1.png", f"{'long' * 80}.png"))
+    assert [defect.code for defect in CocoScenes(path).inspect(0)[1]] == ["image-missing"]
+
+
 def test_pairs_of_unknown_order_are_told_once_with_their_number(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,6 +39,31 @@ def test_one_line_a_step(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"}
 
 
+def test_a_run_that_goes_on_without_wandb_keeps_its_name_there(tmp_path: Path) -> None:
+    tracking = make(tmp_path, state={"wandb_id": "abc"})
+    tracking.close()
+    assert tracking.state == {"wandb_id": "abc"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_full_disk_is_told_and_trackers_are_closed(tmp_path: Path) -> None:
+    tracking, closed = make(tmp_path), []
+
+    class Board:
+        def close(self) -> None:
+            closed.append(True)
+
+    tracking._file.close()
+    tracking._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+    tracking._board = Board()
+    with pytest.raises(InputError, match="No space left on device; free some space, and start again"):
+        try:
+            tracking.write(1, {"loss": 0.5})
+        finally:
+            tracking.close()
+    assert closed
+
+
 @pytest.mark.parametrize(
     ("step", "kept"),
     [(0, []), (2, [1, 2, 2]), (3, [1, 2, 2, 3]), (99, [1, 2, 2, 3, 4])],

@@ -532,7 +532,7 @@ def test_learning_rate_falls_to_its_end_with_max_minutes(
     assert (rates[-1] < 0.2) == (over == "minutes") and (rates[-1] > 0.99) == (over == "steps")
 
 
-@pytest.mark.parametrize("minutes", [0, -1.0])
+@pytest.mark.parametrize("minutes", [0, -1.0, float("nan")])
 def test_max_minutes_must_be_positive(tmp_path: Path, minutes: float) -> None:
     with pytest.raises(InputError, match=f"max_minutes must be positive, got {minutes}; leave it out"):
         Trainer(tiny_config(), tmp_path, max_minutes=minutes, cpu=True)

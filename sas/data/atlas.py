@@ -119,7 +119,7 @@ def cutout_files(folder: str | Path) -> list[tuple[Path, str]]:
     """Cutouts of a folder at all levels, each with its path below it without its ending ("mug/001"); masks beside them left out."""
     if not Path(folder).exists():
         raise InputError(f"cutouts {folder} must be a folder, found nothing; check the path")
-    found = [path for path in find_images([str(folder)], recursive=True) if ".mask." not in path.name]
+    found = [path for path in find_images([str(folder)], recursive=True) if path.suffixes[-2:-1] != [".mask"]]
     return [
         (path, (path.relative_to(folder) if path != Path(folder) else Path(path.name)).with_suffix("").as_posix())
         for path in found

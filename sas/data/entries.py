@@ -101,6 +101,18 @@ def scene_entry(scene: Scene, file: str) -> dict[str, Any]:
 
 def scene_from_entry(entry: dict[str, Any], *, image: np.ndarray, min_overlap: float, where: str) -> Scene:
     """Scene of a `scene_entry`. image: uint8 (H, W, 3), its picture. where: file and line, for errors (InputError)."""
+    try:
+        return _scene(entry, image=image, min_overlap=min_overlap, where=where)
+    except KeyError as error:
+        raise InputError(f"{where}: {error.args[0]} is missing; write the data set again") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        words = str(error)
+        if words.startswith(where):
+            raise
+        raise InputError(f"{where}: {words}; write the data set again") from error
+
+
+def _scene(entry: dict[str, Any], *, image: np.ndarray, min_overlap: float, where: str) -> Scene:
     height, width = entry["height"], entry["width"]
     if image.shape[:2] != (height, width):
         raise InputError(
@@ -108,6 +120,15 @@ def scene_from_entry(entry: dict[str, Any], *, image: np.ndarray, min_overlap: f
         )
     if not isinstance(entry["id"], str):
         raise InputError(f"{where}: id must be a text, got {str(entry['id'])[:40]}; write the data set again")
+    if not isinstance(min_overlap, int | float) or not 0 <= min_overlap < 1:
+        raise InputError(
+            f"{where}: min_overlap must lie in [0, 1), got {str(min_overlap)[:40]}; write the data set again"
+        )
+    complete = entry.get("complete", True)
+    if not isinstance(complete, bool):
+        raise InputError(
+            f"{where}: complete must be true or false, got {str(complete)[:40]!r}; write the data set again"
+        )
     objects, order = entry["objects"], entry["order"]
     masks = _decode([o["segmentation"] for o in objects], height, width, where)
     seen = all("visible" in o for o in objects) if objects else "visible" in entry
@@ -123,7 +144,7 @@ def scene_from_entry(entry: dict[str, Any], *, image: np.ndarray, min_overlap: f
         source=entry["source"],
         dropped=entry.get("dropped", 0),
         known=_decode([entry["known"]], height, width, where)[0] if "known" in entry else None,
-        complete=entry.get("complete", True),
+        complete=complete,
     )
 
 

@@ -111,6 +111,8 @@ class ProjectFolder(LazyScenes):
     def read(self, index: int) -> Scene:
         entry = json.loads(self.lines[index])
         where = f"{self.path}/scenes.jsonl line {index + 1}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            raise InputError(f"{where}: file must name the picture, got none; write the data set again")
         return scene_from_entry(
             entry,
             image=read_image(self.path / entry["file"]),
@@ -180,7 +182,7 @@ class SASFolders(LazyScenes):
         found: dict[str, list[tuple[int, Path]]] = {}
         for folder in path.iterdir():
             name, _, layer = folder.name.rpartition("_")
-            if name and layer.isdigit() and (folder / "mask.png").exists():
+            if name and layer.isdecimal() and (folder / "mask.png").exists():
                 found.setdefault(name, []).append((int(layer), folder))
         return {name: [folder for _, folder in sorted(pairs)] for name, pairs in found.items()}
 

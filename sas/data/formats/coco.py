@@ -289,6 +289,10 @@ def picture_folder(path: Path, images: str | Path | None) -> Path:
 def find_picture(folder: Path, name: str) -> Path:
     """A picture under its name in a folder or, if it is not there, under the last part of the name."""
     name = name.replace("\\", "/").replace("\0", "\N{REPLACEMENT CHARACTER}")  # no file name can hold a zero
+    # Nor can one have more than 255 bytes; asking for such a file is an error, and not an answer.
+    name = "/".join(
+        part if len(part.encode(errors="replace")) <= 255 else f"{part[:40]}..." for part in name.split("/")
+    )
     last = folder / PurePosixPath(name).name
     whole = folder / name
     parts = PurePosixPath(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections import Counter
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from sas.data.formats.assemble import AnnotatedScenes, bare
-from sas.data.formats.coco import PICTURE_CURE, find_picture, picture_folder
+from sas.data.formats.coco import PICTURE_CURE, find_picture, picture_folder, scene_id
 from sas.data.formats.codes import NO_OBJECT
 from sas.data.formats.index import listed as listed_names
 from sas.data.formats.raw import Defect, RawScene
@@ -264,12 +265,14 @@ class CvatScenes(AnnotatedScenes):
                 continue
             height = stated_number("z_order", element.get("z_order", "0"), id, f"{element.tag} {place}", defects)
             shapes.append(Shape(f"{element.tag} {place}", label, "" if group == "0" else group, outline, height))
-        return RawScene(id, self.images / name, join_shapes(shapes, size, id, defects, torn=torn), size=size), defects
+        return RawScene(
+            id, find_picture(self.images, name), join_shapes(shapes, size, id, defects, torn=torn), size=size
+        ), defects
 
 
 def _scene_id(name: str) -> str:
-    """Name of a picture without its ending; folders are joined, because the id of a scene names files."""
-    return str(PurePosixPath(name).with_suffix("")).replace("/", "_") if name else ""
+    """Name of a picture without its ending, as the id of a scene."""
+    return scene_id(re.sub(r"\.[^./]*$", "", name)) if name else ""
 
 
 def _find_images(path: Path) -> tuple[list[int], list[str]]:
