@@ -120,9 +120,9 @@ def _scene(entry: dict[str, Any], *, image: np.ndarray, min_overlap: float, wher
         )
     if not isinstance(entry["id"], str):
         raise InputError(f"{where}: id must be a text, got {str(entry['id'])[:40]}; write the data set again")
-    if not isinstance(min_overlap, int | float) or not 0 <= min_overlap < 1:
+    if not isinstance(min_overlap, int | float) or not 0 <= min_overlap <= 1:
         raise InputError(
-            f"{where}: min_overlap must lie in [0, 1), got {str(min_overlap)[:40]}; write the data set again"
+            f"{where}: min_overlap must lie in [0, 1], got {str(min_overlap)[:40]}; write the data set again"
         )
     complete = entry.get("complete", True)
     if not isinstance(complete, bool):
