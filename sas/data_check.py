@@ -301,7 +301,9 @@ def _diagnosis(scenes: Sequence[Scene], index: int, error: Exception) -> Defect:
     except (KeyError, TypeError, AttributeError, IndexError) as fault:
         return refused("field", f"a field is missing or odd ({_words(fault)})")
     odd = KeyError | TypeError | AttributeError | IndexError
-    cause = error.__cause__ if isinstance(error.__cause__, odd | ValueError) else error  # its line is told by other words here
+    cause = (
+        error.__cause__ if isinstance(error.__cause__, odd | ValueError) else error
+    )  # its line is told by other words here
     return refused("field" if isinstance(cause, odd) else "unreadable", _words(cause))
 
 

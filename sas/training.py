@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside, set_aside_checkpoints
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.data.source import read_ahead
-from sas.distributed import LaunchError, agree, make_accelerator, share, sum_over_processes
+from sas.distributed import LaunchError, agree, make_accelerator, share, share_statistics, sum_over_processes
 from sas.factory import build_model, build_objective, build_pipeline, build_source, freeze_untaught, validation_batch
 from sas.growing import copy_weights
 from sas.io import InputError, atomic_write_bytes
@@ -227,6 +227,7 @@ class Trainer:
         torch.manual_seed(
             derive_seed(training.seed, "step", step)
         )  # nothing should draw from it, but what might is repeatable
+        share_statistics(self.accelerator, self.model)
         self.optimizer.zero_grad(set_to_none=True)
         parts = _split(self.positions, training.micro_batch)
         totals: dict[str, torch.Tensor] = {}

@@ -153,6 +153,36 @@ def test_one_process_sums_to_itself() -> None:
     assert agree(accelerator, 3)
 
 
+STATISTICS = """
+from pathlib import Path
+
+import torch
+from torch import nn
+from sas.distributed import make_accelerator, share_statistics
+
+accelerator = make_accelerator(precision="no", cpu=True)
+rank = accelerator.process_index
+model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(3))
+model.register_buffer("own", torch.full((2,), float(rank)))
+model(torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(rank)) + rank)
+before = model[1].running_mean.clone()
+share_statistics(accelerator, model)
+assert torch.equal(before, model[1].running_mean) == (rank == 0)
+assert model.own.tolist() == [rank, rank]
+Path(f"rank{rank}").write_text(str([buffer.tolist() for buffer in model[1].buffers()]))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_running_statistics_are_those_of_the_first_process(tmp_path: Path) -> None:
+    (tmp_path / "statistics.py").write_text(STATISTICS)
+    options = ["--nnodes", "1", "--nproc_per_node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "statistics.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=program_environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
+
+
 def test_shares_read_the_scenes_of_the_whole_batch(tmp_path: Path) -> None:
     source = build_source(tiny_config(data_scenes=write_scenes(tmp_path / "scenes")))
     for step in range(4):
