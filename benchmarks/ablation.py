@@ -83,6 +83,10 @@ BEYOND = {
     "look": Cell("E", "the same, a UNet that looks at the picture once more, and a stage that corrects outlines by its map", LOOK),
     "look-layers": Cell("E", "the same, which guesses all layers at once and shows the denoiser the next", {**LOOK, "diffusion.layers_weight": 1.0}),
     "paper": Cell("-", "the published method: concatenating UNet, noise prediction, 1000 steps of DDPM", PAPER, {"steps": 1000, "scenes": 12}),
+    "more": Cell("G", "fine-tuned as it was trained", of="default"),
+    "self-alignment": Cell("G", "fine-tuned on its own guesses under noise", {"diffusion.self_alignment": 0.5}, of="default"),
+    "self-alignment-as-sampled": Cell("G", "fine-tuned on its own guesses under 0.6 of the noise, 0.6 of the noise to begin with",
+                                {"diffusion.self_alignment": 0.5, "sampling.noise_scale": 0.6}, of="default"),
     "muon": Cell("-", "Muon in place of AdamW", {"training.optimizer": "muon"}),
     "muon-3e-3": Cell("-", "Muon, three times the learning rate", {"training.optimizer": "muon", "training.learning_rate": 3e-3}),
     "adamw-3e-3": Cell("-", "AdamW, three times the learning rate", {"training.learning_rate": 3e-3}),
@@ -95,6 +99,9 @@ SAMPLED = {
     "ancestral": Cell("D", "eta 1 (DDPM)", sample={"scheduler": DDPMScheduler}, of="default"),
     "dpmsolver": Cell("D", "DPM-Solver++", sample={"scheduler": DPMSolverMultistepScheduler}, of="default"),
     "own-cumulative": Cell("F", "each member its own cumulative mask", sample={"shared": False}, of="default"),
+    "less-noise": Cell("D", "0.6 of the noise to begin with", sample={"noise_scale": 0.6}, of="default"),
+    "more-less-noise": Cell("G", "fine-tuned as it was trained, 0.6 of the noise to begin with", sample={"noise_scale": 0.6}, of="more"),
+    "self-alignment-less-noise": Cell("G", "fine-tuned on its own guesses, 0.6 of the noise to begin with", sample={"noise_scale": 0.6}, of="self-alignment"),
     "rollout-1-step": Cell("G", "fine-tuned on its own cumulative masks, 1 step", sample={"steps": 1}, of="rollout"),
     "energy-1-step": Cell("H", "fine-tuned with the energy score, 1 step", sample={"steps": 1}, of="energy"),
 }  # fmt: skip
@@ -133,6 +140,8 @@ def changed(pipe: SASPipeline, sample: dict[str, Any]) -> SASPipeline:
         pipe.scheduler = sample["scheduler"].from_config(pipe.scheduler.config, **extra)
     if "spacing" in sample:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing=sample["spacing"])
+    if "noise_scale" in sample:
+        pipe.register_to_config(noise_scale=sample["noise_scale"])
     if "shared" in sample:
         pipe.register_to_config(shared_cumulative=sample["shared"])
     return pipe
@@ -209,7 +218,12 @@ def table(out: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=[name for name in CELLS if name not in BEYOND])
+    parser.add_argument(
+        "--cells",
+        nargs="+",
+        choices=CELLS,
+        default=[name for name, cell in CELLS.items() if not {name, cell.of} & set(BEYOND)],
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--out", default="results/ablation")

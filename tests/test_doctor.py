@@ -216,7 +216,7 @@ def test_entries_that_are_no_scenes(tmp_path: Path) -> None:
     summary, *findings = check_scenes(folder)
     faults = named([check for check in findings if not check.ok])
     assert set(faults) == {"scene scene0", "scene scene1", "scene scene2", "scene scene3", "scene in line 5"}
-    assert "'width'" in faults["scene scene0"].words
+    assert "width is missing" in faults["scene scene0"].words
     assert summary.words.startswith("1 of 6")
 
 
