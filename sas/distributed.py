@@ -57,8 +57,8 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
     """Accelerator for one process or plain data parallelism; other launches are refused until they are tested."""
     check_launch()
     check_precision(precision, cpu=cpu)
-    # No buffers of our own networks change in training, so they need no broadcast, which would cost a round trip a step. For the running
-    # statistics of an encoder brought along there is `share_statistics`.
+    # No buffers of our own networks change in training, so they need no broadcast, which would cost a round trip a step. The running
+    # statistics of an encoder brought along, which checkpoints keep and roll-outs are drawn with, are shared at each step.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
     # While the first process validates the others wait, for longer than the ten minutes after which they would take it for dead.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
@@ -94,12 +94,17 @@ def agree(accelerator: Accelerator, value: int) -> bool:
     return len(set(gather_object([value]))) == 1
 
 
-def share_statistics(accelerator: Accelerator, model: nn.Module) -> None:
-    """Give all processes the first one's running statistics (of batch norm), which a checkpoint keeps and roll-outs are drawn with."""
+def running_statistics(model: nn.Module) -> list[torch.Tensor]:
+    """Buffers of a network's batch norms, which change in training; our own networks have none."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers()]
+
+
+def share_from_first(accelerator: Accelerator, tensors: list[torch.Tensor]) -> None:
+    """Give all processes the first one's values, in place."""
     if accelerator.num_processes > 1:
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-        for buffer in (buffer for norm in norms for buffer in norm.buffers()):
-            torch.distributed.broadcast(buffer, src=0)
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
 
 
 def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,15 @@ from tqdm.auto import tqdm
 from sas.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, set_aside, set_aside_checkpoints
 from sas.config import Config, TrainingSettings, changed_fields, config_hash
 from sas.data.source import read_ahead
-from sas.distributed import LaunchError, agree, make_accelerator, share, share_statistics, sum_over_processes
+from sas.distributed import (
+    LaunchError,
+    agree,
+    make_accelerator,
+    running_statistics,
+    share,
+    share_from_first,
+    sum_over_processes,
+)
 from sas.factory import build_model, build_objective, build_pipeline, build_source, freeze_untaught, validation_batch
 from sas.growing import copy_weights
 from sas.io import InputError, atomic_write_bytes
@@ -227,7 +235,7 @@ class Trainer:
         torch.manual_seed(
             derive_seed(training.seed, "step", step)
         )  # nothing should draw from it, but what might is repeatable
-        share_statistics(self.accelerator, self.model)
+        share_from_first(self.accelerator, self._statistics)
         self.optimizer.zero_grad(set_to_none=True)
         parts = _split(self.positions, training.micro_batch)
         totals: dict[str, torch.Tensor] = {}
@@ -305,6 +313,7 @@ class Trainer:
             self.model.enable_gradient_checkpointing()
         freeze_untaught(self.model, config)
         self.model.to(device, memory_format=torch.channels_last)
+        self._statistics = running_statistics(self.model)
         self.ema = EMAModel(self.model.parameters(), decay=config.training.ema_decay)
         self.ema.to(device)
         training = config.training

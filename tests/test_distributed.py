@@ -158,7 +158,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from sas.distributed import make_accelerator, share_statistics
+from sas.distributed import make_accelerator, running_statistics, share_from_first
 
 accelerator = make_accelerator(precision="no", cpu=True)
 rank = accelerator.process_index
@@ -166,7 +166,7 @@ model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(3))
 model.register_buffer("own", torch.full((2,), float(rank)))
 model(torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(rank)) + rank)
 before = model[1].running_mean.clone()
-share_statistics(accelerator, model)
+share_from_first(accelerator, running_statistics(model))
 assert torch.equal(before, model[1].running_mean) == (rank == 0)
 assert model.own.tolist() == [rank, rank]
 Path(f"rank{rank}").write_text(str([buffer.tolist() for buffer in model[1].buffers()]))
