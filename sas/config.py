@@ -89,6 +89,11 @@ class DataSettings(Settings):
     """Folders of cutouts (RGBA pictures, or pictures beside masks); without them solids are rendered."""
     backgrounds: str | None = None
     """Folder of background pictures; without it backgrounds are rendered."""
+    extra_cutouts: tuple[str, ...] = ()
+    """Folders of more cutouts for training alone, each drawn as often as a folder of `cutouts`; they are no part of the split, whose hash
+    does not count them, and what their names would put into validation or testing is left out."""
+    extra_backgrounds: tuple[str, ...] = ()
+    """Folders of more background pictures for training alone, likewise, drawn among those of `backgrounds`."""
     rendered: bool = False
     """Rendered solids and backgrounds beside the folders named; each source of cutouts is drawn equally often."""
     split: Literal["none", "by_name"] = "none"
@@ -180,6 +185,9 @@ class DataSettings(Settings):
             raise ValueError("corruption_drop has no effect without corruption: remove it, or set corruption")
         if self.split != "none" and not (self.cutouts or self.backgrounds):
             raise ValueError("split has no effect without cutouts or backgrounds: remove it")
+        for extra, base in (("extra_cutouts", "cutouts"), ("extra_backgrounds", "backgrounds")):
+            if getattr(self, extra) and not getattr(self, base):
+                raise ValueError(f"{extra} go beside {base}, got no {base}: set {base}, or name the folders there")
         return self
 
 

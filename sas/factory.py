@@ -211,9 +211,9 @@ def build_composer(
 
 
 def build_atlas(data: DataSettings, *, seed: int, part: Part = "train") -> Atlas:
-    """All cutouts of a configuration; of folders, if it divides them, those of one part."""
+    """All cutouts of a configuration; of folders, if it divides them, those of one part, and for training those beside them too."""
     atlases = []
-    for folder in data.cutouts:
+    for folder in (*data.cutouts, *(data.extra_cutouts if part == "train" else ())):
         keep = (lambda name: cutout_part(name) == part) if data.split == "by_name" else (lambda name: True)
         atlases.append(Atlas.from_folders([folder], size=data.sprite_size, keep=keep))
     if not data.cutouts or data.rendered:
@@ -234,9 +234,15 @@ def _check_parts(data: DataSettings, *parts: Part) -> None:
     }
     if data.backgrounds:
         held[f"data.backgrounds {data.backgrounds}"] = [part_of(path.name) for path in find_images([data.backgrounds])]
-    for name, found in held.items():
+    extra: dict[str, list[Part]] = {}
+    if "train" in parts:
+        for folder in data.extra_cutouts:
+            extra[f"data.extra_cutouts {folder}"] = [cutout_part(name) for _, name in cutout_files(folder)]
+        for folder in data.extra_backgrounds:
+            extra[f"data.extra_backgrounds {folder}"] = [part_of(path.name) for path in find_images([folder])]
+    for name, found in (held | extra).items():
         for part in parts:
-            if part not in found:
+            if part not in found and (name in held or part == "train"):
                 raise ConfigError(
                     f'{name} must hold a picture of the {part} part with data.split "by_name", got none among {len(found)} '
                     "(a tenth of the backgrounds, and of the kinds of cutouts, Class__Variety or folders, are for validation, a tenth for testing): "
@@ -258,14 +264,8 @@ def _families(data: DataSettings, part: Part) -> tuple[str, ...]:
 
 
 def _backgrounds(data: DataSettings, *, seed: int, part: Part, size: int) -> np.ndarray:
-    """Pictures of the folder and, if asked for, rendered ones: uint8 (M, 3, size, size), as many of either kind."""
-
-    def keep(name: str) -> bool:
-        return data.split == "none" or part_of(name) == part
-
-    sources = []
-    if data.backgrounds:
-        sources.append(load_backgrounds(data.backgrounds, size=size, keep=keep))
+    """Pictures of the folders and, if asked for, rendered ones: uint8 (M, 3, size, size), as many of either kind."""
+    sources = [_photographed(data, part=part, size=size)] if data.backgrounds else []
     if not data.backgrounds or data.rendered:
         sources.append(
             render_backgrounds(seed=derive_seed(seed, "backgrounds"), count=data.background_count, size=size)
@@ -274,8 +274,18 @@ def _backgrounds(data: DataSettings, *, seed: int, part: Part, size: int) -> np.
     return np.concatenate([np.resize(pictures, (most, *pictures.shape[1:])) for pictures in sources])
 
 
+def _photographed(data: DataSettings, *, part: Part, size: int) -> np.ndarray:
+    """Pictures of the folders of backgrounds, if the configuration divides them those of one part: uint8 (M, 3, size, size)."""
+
+    def keep(name: str) -> bool:
+        return data.split == "none" or part_of(name) == part
+
+    folders = [folder for folder in (data.backgrounds, *(data.extra_backgrounds if part == "train" else ())) if folder]
+    return np.concatenate([load_backgrounds(folder, size=size, keep=keep) for folder in folders])
+
+
 def data_split(data: DataSettings) -> str:
-    """SHA-256 of the division of cutouts and backgrounds into parts; empty if there is none."""
+    """SHA-256 of the division of cutouts and backgrounds into parts; empty if there is none. What is for training alone is not counted."""
     if data.split == "none":
         return ""
     cutouts = [name for folder in data.cutouts for _, name in cutout_files(folder)]
@@ -346,11 +356,13 @@ def check_data(data: DataSettings) -> str:
     sprites = f"{data.classes} rendered classes with {data.views} views"
     if data.cutouts:
         atlas = build_atlas(data.model_copy(update={"rendered": False, "families": ()}), seed=0)
-        found = f"{len(atlas)} cutouts in {len(atlas.group_sizes)} groups from {', '.join(data.cutouts)}"
+        folders = ", ".join([*data.cutouts, *data.extra_cutouts])
+        found = f"{len(atlas)} cutouts in {len(atlas.group_sizes)} groups from {folders}"
         sprites = f"{found}, {sprites}" if data.rendered else found
     if data.backgrounds:
-        count = len(load_backgrounds(data.backgrounds, size=data.image_size))
-        return f"{sprites}, {count} backgrounds from {data.backgrounds}"
+        folders = ", ".join([data.backgrounds, *data.extra_backgrounds])
+        count = len(_photographed(data, part="train", size=data.image_size))
+        return f"{sprites}, {count} backgrounds from {folders}"
     return f"{sprites}, {data.background_count} rendered backgrounds"
 
 

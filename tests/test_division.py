@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from tiny import tiny_config
 
-from sas.config import ConfigError
+from sas.config import Config, ConfigError, DataSettings
 from sas.data.composer import Composer
 from sas.data.solids import FAMILIES
 from sas.data.split import TEST_FAMILIES, cutout_key, cutout_part, part_of, split_hash
 from sas.evaluation import load_dataset
-from sas.factory import build_atlas, build_composer, build_validation, check_data, data_split, scene_style
+from sas.factory import build_atlas, build_composer, build_source, build_validation, check_data, data_split, scene_style
 from sas.io import InputError
 from sas.pipeline import SASPipeline
 from sas.training import Trainer
@@ -126,6 +126,81 @@ def test_parts_of_folders(cutouts: Path) -> None:
         assert len(composer.backgrounds) == 1 and composer.backgrounds[0, colour].min() > 100, part
     everything = config.data.model_copy(update={"split": "none"})
     assert len(build_atlas(everything, seed=0)) == 8
+
+
+@pytest.fixture
+def extra(tmp_path: Path) -> Path:
+    """More cutouts and backgrounds: one of each part."""
+    (tmp_path / "extra").mkdir()
+    for part in ("train", "validation", "test"):
+        Image.fromarray(np.full((8, 8, 4), 255, dtype=np.uint8)).save(
+            tmp_path / "extra" / f"{key_of(part, prefix='more')}__0.png"
+        )
+    (tmp_path / "walls").mkdir()
+    for part, colour in (("train", "yellow"), ("validation", "cyan"), ("test", "magenta")):
+        name = next(f"{n}.png" for n in range(100) if part_of(f"{n}.png") == part)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "walls" / name)
+    return tmp_path
+
+
+def extended(cutouts: Path, extra: Path, **changes: object) -> DataSettings:
+    given = {
+        "data_cutouts": (str(cutouts / "cutouts"),), "data_backgrounds": str(cutouts / "backgrounds"), "data_split": "by_name",
+        "data_extra_cutouts": (str(extra / "extra"),), "data_extra_backgrounds": (str(extra / "walls"),),
+    }  # fmt: skip
+    return tiny_config(**(given | changes)).data
+
+
+def test_what_is_extra_is_for_training_alone_and_no_part_of_the_split(cutouts: Path, extra: Path) -> None:
+    data = extended(cutouts, extra)
+    alone = data.model_copy(update={"extra_cutouts": (), "extra_backgrounds": ()})
+    assert data_split(data) == data_split(alone)
+    composer = build_composer(data, seed=0, atlas_seed=0)
+    assert {cutout_key(name) for name in composer.names} == {key_of("train"), key_of("train", prefix="more")}
+    shown = {tuple(picture[:, 0, 0].tolist()) for picture in composer.backgrounds}
+    assert shown == {(255, 0, 0), (255, 255, 0)}, "red and yellow: those of the training part"
+    for part in ("validation", "test"):
+        with_extra, without = (build_composer(one, seed=0, atlas_seed=0, part=part) for one in (data, alone))  # type: ignore[arg-type]
+        assert with_extra.names == without.names and (with_extra.backgrounds == without.backgrounds).all()
+    words = check_data(data)
+    assert "3 cutouts in 2 groups" in words and "2 backgrounds" in words
+    assert str(extra / "extra") in words and str(extra / "walls") in words
+
+
+def test_each_extra_folder_is_drawn_as_often_as_another(cutouts: Path, extra: Path) -> None:
+    shares = build_atlas(extended(cutouts, extra, data_rendered=True, data_families=("box",)), seed=0).shares
+    assert shares is not None and shares[:2].tolist() == pytest.approx([1 / 3, 1 / 3])
+    undivided = extended(cutouts, extra, data_split="none")
+    assert len(build_atlas(undivided, seed=0)) == 8 + 3 and len(build_atlas(undivided, seed=0, part="test")) == 8
+
+
+def test_weights_trained_with_what_is_extra_may_be_gone_on_from(cutouts: Path, extra: Path, tmp_path: Path) -> None:
+    divided = {
+        "data_cutouts": (str(cutouts / "cutouts"),), "data_backgrounds": str(cutouts / "backgrounds"), "data_split": "by_name",
+        "training_steps": 1,
+    }  # fmt: skip
+    more = {"data_extra_cutouts": (str(extra / "extra"),), "data_extra_backgrounds": (str(extra / "walls"),)}
+    Trainer(tiny_config(**divided), tmp_path / "first").run()
+    Trainer(tiny_config(**divided, **more), tmp_path / "second", init_from=tmp_path / "first" / "pipeline").run()
+    Trainer(tiny_config(**divided), tmp_path / "third", init_from=tmp_path / "second" / "pipeline").run()
+
+
+@pytest.mark.parametrize(("what", "folder"), [("extra_cutouts", "extra"), ("extra_backgrounds", "walls")])
+def test_extra_folders_that_are_not_right(cutouts: Path, extra: Path, what: str, folder: str) -> None:
+    base = what.removeprefix("extra_")
+    with pytest.raises(ConfigError, match=f"{what} go beside {base}, got no {base}: set {base}"):
+        tiny_config(**{f"data_{what}": (str(extra / folder),)})
+    data = extended(cutouts, extra, **{f"data_{what}": (str(extra / "nowhere"),)})
+    for look in (check_data, lambda data: build_source(Config(data=data))):
+        with pytest.raises(InputError, match="nowhere"):
+            look(data)
+    for path in (extra / folder).iterdir():
+        if (cutout_part(path.stem) if what == "extra_cutouts" else part_of(path.name)) == "train":
+            path.unlink()
+    message = rf"data\.{what} .*{folder} must hold a picture of the train part .* got none among 2"
+    for look in (check_data, lambda data: build_source(Config(data=data))):
+        with pytest.raises(ConfigError, match=message):
+            look(extended(cutouts, extra))
 
 
 def test_rendered_beside_folders_is_drawn_equally_often(cutouts: Path) -> None:
