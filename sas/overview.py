@@ -53,7 +53,7 @@ def overview(
     colour, the rest faded.
 
     preview: uint8 (h, w, 3), at least one pixel. layer_masks: bool (K, h, w) amodal, front to back. uncertainty: (h, w)
-    in [0, 1], 1 = the members could not disagree more. marks: (text, x, y) for each object, pixels of the preview.
+    in [0, 1], 1 = yes and no are equally likely. marks: (text, x, y) for each object, pixels of the preview.
     layer_notes: a line under each layer's name, none or K. title, captions: the headline, and lines at the foot.
     """
     check_image(preview, name="preview")
@@ -77,7 +77,7 @@ def overview(
             (view.photo_panel(), "The photo", "as it was given", None),
             (depth, "What lies in front of what", "warm = near, cool = far, dashed = hidden", None),
             (stack, "Peeled apart", "the nearest layer left, the photo right", None),
-            (view.unsure(), "Where the answer is unsure", "how much the tries disagree", None),
+            (view.unsure(), "Where the answer is unsure", "where yes and no are equally likely", None),
         ]
     )
     sheet.color_bar(column=3)

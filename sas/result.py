@@ -211,13 +211,15 @@ class LayeredResult:
 
     def uncertainty_map(self) -> np.ndarray:
         """float32 (H, W) in [0, 0.25]: largest uncertainty over the layers; zero without layers."""
-        return self._largest_uncertainty(self.geometry)
+        return _largest(self.uncertainty, self.geometry)
 
-    def _largest_uncertainty(self, geometry: Geometry) -> np.ndarray:
-        largest = np.zeros((geometry.height, geometry.width), dtype=np.float32)
-        for layer in self.uncertainty:
-            np.maximum(largest, to_frame(geometry, layer), out=largest)
-        return largest
+    def predictive_variance_map(self) -> np.ndarray:
+        """float32 (H, W) in [0, 0.25]: largest p (1 - p) over the layers, p the mean probability; zero without layers.
+
+        The variance of a pixel's yes or no, whether members differ or all hesitate alike. Of the two maps this one finds wrong pixels
+        (docs/results.md), and the overview shows it; `uncertainty_map` shows where there are several completions.
+        """
+        return _largest(self.probability * (1 - self.probability), self.geometry)
 
     # -- instances and their order -----------------------------------------------------------------
 
@@ -391,7 +393,7 @@ class LayeredResult:
         return draw_overview(
             self.preview,
             layer_masks=to_frame(frame, self.masks) if self.refined is None else self._refined_masks(width, height),
-            uncertainty=self._largest_uncertainty(frame) / MAX_UNCERTAINTY,
+            uncertainty=_largest(self.probability * (1 - self.probability), frame) / MAX_UNCERTAINTY,
             marks=self._marks(frame),
             layer_notes=[_layer_note(n, share) for n, share in zip(counts, hidden.tolist(), strict=True)],
             title=f"{counted(len(self), 'layer')}, {counted(len(found), 'object')}"
@@ -493,6 +495,14 @@ class Layer:
         """The result's `instances` that lie in this layer."""
         found = self._result._catalog.instances
         return [self._result._describe(number) for number, one in enumerate(found) if one.layer == self.index]
+
+
+def _largest(maps: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Largest over the layers, (K, m, m) -> float32 (H, W) in the frame of `geometry`; one layer of full size at a time."""
+    largest = np.zeros((geometry.height, geometry.width), dtype=np.float32)
+    for layer in maps:
+        np.maximum(largest, to_frame(geometry, layer), out=largest)
+    return largest
 
 
 def preview_size(height: int, width: int) -> tuple[int, int]:

@@ -190,6 +190,20 @@ def test_uncertainty_map_is_the_largest_over_layers(result: LayeredResult) -> No
     assert result.uncertainty_map().max() == 0.25
 
 
+def test_predictive_variance_map_is_that_of_the_mean_probability(result: LayeredResult) -> None:
+    own = result.predictive_variance_map()
+    assert own.dtype == np.float32 and own.shape == result.uncertainty_map().shape
+    certain = replace(result, probability=(result.probability > 0.5).astype(np.float32))
+    assert not certain.predictive_variance_map().any() and certain.uncertainty_map().max() == 0.25
+    half = np.full_like(result.probability, 0.5)
+    half[:, :16] = 0.1
+    open_question = replace(result, probability=half).predictive_variance_map()
+    assert open_question[-1].max() == open_question[-1].min() == 0.25
+    assert open_question[0] == pytest.approx(0.09), "0.1 x 0.9"
+    assert own.min() >= 0 and own.max() <= 0.25
+    assert not np.array_equal(replace(result, probability=half).overview(), certain.overview()), "the overview shows it"
+
+
 def test_cumulative_masks_start_empty_and_end_with_all(result: LayeredResult) -> None:
     assert result.cumulative_masks.shape == (3, 32, 32)
     assert not result.cumulative_masks[0].any()
