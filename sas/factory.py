@@ -213,7 +213,7 @@ def build_composer(
 def build_atlas(data: DataSettings, *, seed: int, part: Part = "train") -> Atlas:
     """All cutouts of a configuration; of folders, if it divides them, those of one part, and for training those beside them too."""
     atlases = []
-    for folder in (*data.cutouts, *(data.extra_cutouts if part == "train" else ())):
+    for _, folder in _cutout_folders(data, part):
         keep = (lambda name: cutout_part(name) == part) if data.split == "by_name" else (lambda name: True)
         atlases.append(Atlas.from_folders([folder], size=data.sprite_size, keep=keep))
     if not data.cutouts or data.rendered:
@@ -225,24 +225,35 @@ def build_atlas(data: DataSettings, *, seed: int, part: Part = "train") -> Atlas
     return Atlas.merged(atlases)
 
 
+def _cutout_folders(data: DataSettings, part: Part) -> list[tuple[str, str]]:
+    """Folders with cutouts for a part, each after what to call it; those that are extra are for training alone."""
+    extra = data.extra_cutouts if part == "train" else ()
+    return [(f"data.cutouts {one}", one) for one in data.cutouts] + [
+        (f"data.extra_cutouts {one}", one) for one in extra
+    ]
+
+
+def _background_folders(data: DataSettings, part: Part) -> list[tuple[str, str]]:
+    """Folders with backgrounds for a part, likewise."""
+    own = [data.backgrounds] if data.backgrounds else []
+    extra = data.extra_backgrounds if part == "train" else ()
+    return [(f"data.backgrounds {one}", one) for one in own] + [(f"data.extra_backgrounds {one}", one) for one in extra]
+
+
 def _check_parts(data: DataSettings, *parts: Part) -> None:
     """ConfigError if the division by name leaves one of the parts without cutouts, or without pictures to paste on."""
     if data.split == "none":
         return
-    held = {
-        f"data.cutouts {folder}": [cutout_part(name) for _, name in cutout_files(folder)] for folder in data.cutouts
-    }
-    if data.backgrounds:
-        held[f"data.backgrounds {data.backgrounds}"] = [part_of(path.name) for path in find_images([data.backgrounds])]
-    extra: dict[str, list[Part]] = {}
-    if "train" in parts:
-        for folder in data.extra_cutouts:
-            extra[f"data.extra_cutouts {folder}"] = [cutout_part(name) for _, name in cutout_files(folder)]
-        for folder in data.extra_backgrounds:
-            extra[f"data.extra_backgrounds {folder}"] = [part_of(path.name) for path in find_images([folder])]
-    for name, found in (held | extra).items():
-        for part in parts:
-            if part not in found and (name in held or part == "train"):
+    for part in parts:
+        held = {
+            name: [cutout_part(one) for _, one in cutout_files(folder)] for name, folder in _cutout_folders(data, part)
+        }
+        held |= {
+            name: [part_of(one.name) for one in find_images([folder])]
+            for name, folder in _background_folders(data, part)
+        }
+        for name, found in held.items():
+            if part not in found:
                 raise ConfigError(
                     f'{name} must hold a picture of the {part} part with data.split "by_name", got none among {len(found)} '
                     "(a tenth of the backgrounds, and of the kinds of cutouts, Class__Variety or folders, are for validation, a tenth for testing): "
@@ -265,7 +276,7 @@ def _families(data: DataSettings, part: Part) -> tuple[str, ...]:
 
 def _backgrounds(data: DataSettings, *, seed: int, part: Part, size: int) -> np.ndarray:
     """Pictures of the folders and, if asked for, rendered ones: uint8 (M, 3, size, size), as many of either kind."""
-    sources = [_photographed(data, part=part, size=size)] if data.backgrounds else []
+    sources = [_background_pictures(data, part=part, size=size)] if data.backgrounds else []
     if not data.backgrounds or data.rendered:
         sources.append(
             render_backgrounds(seed=derive_seed(seed, "backgrounds"), count=data.background_count, size=size)
@@ -274,14 +285,14 @@ def _backgrounds(data: DataSettings, *, seed: int, part: Part, size: int) -> np.
     return np.concatenate([np.resize(pictures, (most, *pictures.shape[1:])) for pictures in sources])
 
 
-def _photographed(data: DataSettings, *, part: Part, size: int) -> np.ndarray:
+def _background_pictures(data: DataSettings, *, part: Part, size: int) -> np.ndarray:
     """Pictures of the folders of backgrounds, if the configuration divides them those of one part: uint8 (M, 3, size, size)."""
 
     def keep(name: str) -> bool:
         return data.split == "none" or part_of(name) == part
 
-    folders = [folder for folder in (data.backgrounds, *(data.extra_backgrounds if part == "train" else ())) if folder]
-    return np.concatenate([load_backgrounds(folder, size=size, keep=keep) for folder in folders])
+    folders = _background_folders(data, part)
+    return np.concatenate([load_backgrounds(folder, size=size, keep=keep) for _, folder in folders])
 
 
 def data_split(data: DataSettings) -> str:
@@ -356,12 +367,12 @@ def check_data(data: DataSettings) -> str:
     sprites = f"{data.classes} rendered classes with {data.views} views"
     if data.cutouts:
         atlas = build_atlas(data.model_copy(update={"rendered": False, "families": ()}), seed=0)
-        folders = ", ".join([*data.cutouts, *data.extra_cutouts])
+        folders = ", ".join(folder for _, folder in _cutout_folders(data, "train"))
         found = f"{len(atlas)} cutouts in {len(atlas.group_sizes)} groups from {folders}"
         sprites = f"{found}, {sprites}" if data.rendered else found
     if data.backgrounds:
-        folders = ", ".join([data.backgrounds, *data.extra_backgrounds])
-        count = len(_photographed(data, part="train", size=data.image_size))
+        folders = ", ".join(folder for _, folder in _background_folders(data, "train"))
+        count = len(_background_pictures(data, part="train", size=data.image_size))
         return f"{sprites}, {count} backgrounds from {folders}"
     return f"{sprites}, {data.background_count} rendered backgrounds"
 

@@ -219,7 +219,10 @@ class LayeredResult:
         The variance of a pixel's yes or no, whether members differ or all hesitate alike. Of the two maps this one finds wrong pixels
         (docs/results.md), and the overview shows it; `uncertainty_map` shows where there are several completions.
         """
-        return _largest(self.probability * (1 - self.probability), self.geometry)
+        return self._predictive_variance(self.geometry)
+
+    def _predictive_variance(self, geometry: Geometry) -> np.ndarray:
+        return _largest(self.probability * (1 - self.probability), geometry)
 
     # -- instances and their order -----------------------------------------------------------------
 
@@ -393,7 +396,7 @@ class LayeredResult:
         return draw_overview(
             self.preview,
             layer_masks=to_frame(frame, self.masks) if self.refined is None else self._refined_masks(width, height),
-            uncertainty=_largest(self.probability * (1 - self.probability), frame) / MAX_UNCERTAINTY,
+            uncertainty=self._predictive_variance(frame) / MAX_UNCERTAINTY,
             marks=self._marks(frame),
             layer_notes=[_layer_note(n, share) for n, share in zip(counts, hidden.tolist(), strict=True)],
             title=f"{counted(len(self), 'layer')}, {counted(len(found), 'object')}"
