@@ -125,20 +125,27 @@ def layer_masks(amodal_masks: Array, layer_index: Array, *, count: int | None = 
     return result
 
 
-def reduce_by_area(masks: Array, factor: int) -> Array:
-    """Masks on a grid `factor` times coarser: a cell is set where more than half of its area is (..., H, W) -> (..., h, w)."""
+def reduce_by_area(masks: Array, factor: int, *, shown: Array | None = None) -> Array:
+    """Masks on a grid `factor` times coarser: a cell is set where more than half of its area is (..., H, W) -> (..., h, w).
+
+    shown: bool, broadcasts to `masks`. With it a cell has no more area than what is shown of it (as in `Geometry.masks_to_model`).
+    """
     height, width = masks.shape[-2:]
     if factor < 1 or height % factor or width % factor:
         raise ValueError(
             f"factor must be a positive divisor of height and width, got {factor} for {height}x{width}: "
             "choose a canvas that is a multiple of the mask size"
         )
-    if factor == 1:
-        return masks
+    if shown is None:
+        return masks if factor == 1 else _cell_areas(masks, factor) > factor * factor // 2
+    return _cell_areas(masks & shown, factor) > _cell_areas(shown, factor) // 2
+
+
+def _cell_areas(masks: Array, factor: int) -> Array:
+    """Pixels set in each cell: (..., H, W) -> (..., h, w), as bytes where PyTorch's can hold them."""
     if isinstance(masks, torch.Tensor):
         # Bytes, as long as one can hold a cell's area, add up 6 times as fast as pooling would.
         count = torch.uint8 if factor < 16 else torch.int64
-        rows = masks.view(torch.uint8).unflatten(-2, (height // factor, factor)).sum(-2, dtype=count)
-        return rows.unflatten(-1, (width // factor, factor)).sum(-1, dtype=count) > factor * factor // 2
-    cells = rearrange(masks, "... (h fh) (w fw) -> ... h w fh fw", fh=factor, fw=factor)
-    return area(cells) * 2 > factor * factor
+        rows = masks.view(torch.uint8).unflatten(-2, (masks.shape[-2] // factor, factor)).sum(-2, dtype=count)
+        return rows.unflatten(-1, (masks.shape[-1] // factor, factor)).sum(-1, dtype=count)
+    return area(rearrange(masks, "... (h fh) (w fw) -> ... h w fh fw", fh=factor, fw=factor))

@@ -14,7 +14,7 @@ from sas.data.atlas import Atlas
 from sas.data.composer import PRINT_DRAWS, Composer, SceneStyle, layers_front_to_back
 from sas.data.degradation import degrade
 from sas.data.warp import WARP_DRAWS, Warp
-from sas.geometry import PADDING_VALUE
+from sas.geometry import PADDING_VALUE, Geometry
 from sas.masks import reduce_by_area, union
 from sas.order import layers_from_order, significant_order
 from sas.scene import Scene
@@ -175,19 +175,34 @@ def test_batch_is_the_scenes_reduced_by_area(make: Make, min_overlap: float) -> 
     deepest = barred = 0
     for b, scene in enumerate(scenes):
         n = len(scene)
-        reduced = reduce_by_area(scene.amodal_masks, 4)
+        known = np.ones_like(scene.image[..., 0], dtype=bool) if scene.known is None else scene.known
+        reduced = reduce_by_area(scene.amodal_masks, 4, shown=known)
         assert (batch.amodal_masks[b, :n].numpy() == reduced).all() and not batch.amodal_masks[b, n:].any()
         assert scene.order_matrix is not None
         order = significant_order(scene.order_matrix, scene.amodal_masks, min_overlap=min_overlap)
         assert (batch.order_matrix[b, :n, :n].numpy() == order).all()
         assert batch.layer_index[b].tolist() == layers_from_order(order).layer_index.tolist() + [-1] * (6 - n)
-        known = np.ones_like(scene.image[..., 0], dtype=bool) if scene.known is None else scene.known
-        assert (reduce_by_area(known, 4) == batch.known[b, 0].numpy()).all()
+        assert (reduce_by_area(known, 4, shown=known) == batch.known[b, 0].numpy()).all()
         barred += scene.known is not None
         image = functional.avg_pool2d(torch.from_numpy(scene.image).permute(2, 0, 1)[None].float(), 2)[0]
         assert (batch.image[b] - (image / 127.5 - 1)).abs().max() < 0.01
         deepest = max(deepest, int(batch.layer_counts[b]))
     assert deepest >= 3 and 0 < barred < 16, "the scenes must have some depth, and some of them bars"
+
+
+def test_cells_that_bars_cut_are_as_the_sampler_sees_them(make: Make) -> None:
+    composer = make(replace(CROWDED, letterbox=1.0), image_size=32, mask_size=8, oversample=1)
+    batch, scenes = composer.batch(0, range(16)), composer.scenes(0, range(16))
+    cut = 0
+    for b, scene in enumerate(scenes):
+        known = np.ones((32, 32), dtype=bool) if scene.known is None else scene.known
+        rows, columns = known.any(axis=1), known.any(axis=0)
+        geometry = Geometry.fit(height=int(rows.sum()), width=int(columns.sum()), size=32, mask_size=8)
+        assert (batch.known[b, 0].numpy() == geometry.known()).all()
+        masks = scene.amodal_masks[:, rows][:, :, columns]
+        assert (batch.amodal_masks[b, : len(scene)].numpy() == geometry.masks_to_model(masks)).all()
+        cut += bool((reduce_by_area(known, 4) != batch.known[b, 0].numpy()).any())
+    assert cut >= 3, "in some scenes a bar must cover half of a cell or more"
 
 
 def test_letterbox_bars_are_grey_unknown_and_free_of_objects(make: Make) -> None:

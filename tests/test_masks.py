@@ -146,6 +146,19 @@ def test_reduce_by_area_needs_more_than_half() -> None:
     assert both(ops.reduce_by_area, mask, factor=2).tolist() == [[False, True]]
 
 
+def test_reduce_by_area_needs_more_than_half_of_what_is_shown() -> None:
+    mask, shown = np.zeros((2, 8), dtype=bool), np.zeros((2, 8), dtype=bool)
+    shown[:, 1:3] = shown[:, 4:6] = (
+        True  # half of the first cell, half of the second, all of the third, nothing of the last
+    )
+    mask[0, 1:6] = mask[1, [1, 4]] = mask[:, 6:] = True  # of what is shown all, half, three quarters, nothing
+
+    def reduced(masks: Any, shown: Any) -> Any:
+        return ops.reduce_by_area(masks, 2, shown=shown)
+
+    assert both(reduced, mask, shown).tolist() == [[True, False, True, False]]
+
+
 @pytest.mark.parametrize("factor", [15, 16])  # the area of a cell fits a byte, or does not
 @pytest.mark.parametrize("missing", [0, 1])
 def test_reduce_by_area_of_large_cells(factor: int, missing: int) -> None:

@@ -154,7 +154,7 @@ class Composer:
     """Source of composed scenes (see `sas.data.source.SceneSource`).
 
     backgrounds: uint8 (M, 3, S, S). image_size, mask_size: model resolution. oversample: canvas pixels a model pixel; masks are
-    made on the canvas, where layers are decided, and each is reduced by area > 0.5.
+    made on the canvas, where layers are decided, and each is reduced by area > 0.5 of what a cell shows beside grey bars.
     """
 
     def __init__(
@@ -202,7 +202,10 @@ class Composer:
         image = made.image
         if self.canvas != self.image_size:
             image = functional.interpolate(image, size=(self.image_size, self.image_size), mode="area")
-        reduced = reduce_by_area(torch.cat([made.masks, made.frame], dim=1), self.canvas // self.mask_size)
+        # As the sampler sees a picture of another shape: a cell that a grey bar cuts is known, by what the bar leaves of it.
+        reduced = reduce_by_area(
+            torch.cat([made.masks, made.frame], dim=1), self.canvas // self.mask_size, shown=made.frame
+        )
         return SceneBatch(
             image=image * 2 - 1,
             amodal_masks=reduced[:, :-1],
@@ -278,7 +281,7 @@ class Composer:
         masks &= frame
 
         # 3. Leave out what hardly shows, or covers no cell of the mask grid; in a twin, also what occludes anything.
-        _clear(masks, ~reduce_by_area(masks, c // self.mask_size).flatten(2).any(dim=2))
+        _clear(masks, ~reduce_by_area(masks, c // self.mask_size, shown=frame).flatten(2).any(dim=2))
         kept = self._visible_enough(masks, windows)
         _clear(masks, ~kept)
         order, overlaps = self._order(masks)
