@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -60,6 +61,9 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
     # No buffers of our own networks change in training, so they need no broadcast, which would cost a round trip a step. The running
     # statistics of an encoder brought along, which checkpoints keep and roll-outs are drawn with, are shared at each step.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # Said at each start and of no use there: accelerate cannot pass the new name on yet, and a small copy costs next to nothing.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     # While the first process validates the others wait, for longer than the ten minutes after which they would take it for dead.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain, patient])

@@ -308,6 +308,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> Launches:
 def whole(launches: Launches) -> str:
     status, errors = launches.run("whole")
     assert status == 0, errors[-3000:]
+    assert "Warning" not in errors
     return "whole"
 
 
