@@ -43,8 +43,13 @@ def find_weights(weights: str | Path | None) -> Path | None:
         if (folder / "model_index.json").exists():
             return folder
     if path.is_dir():
+        cure = "pass a folder saved by sas"
+        if (path / "checkpoints").is_dir():
+            cure = (
+                "this run was stopped before it saved weights: start it again with --max-minutes 0.1, which saves them"
+            )
         raise InputError(
-            f"weights {path} must hold model_index.json or pipeline/model_index.json, found neither; pass a folder saved by sas"
+            f"weights {path} must hold model_index.json or pipeline/model_index.json, found neither; {cure}"
         )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)) and not str(weights).startswith("."):
         return None

@@ -517,6 +517,17 @@ def test_max_minutes_stops_with_checkpoint_and_pipeline(scenes: str, tmp_path: P
     SASPipeline.from_pretrained(out)
 
 
+def test_weights_of_a_run_that_was_stopped_come_with_max_minutes(scenes: str, tmp_path: Path) -> None:
+    config, out = tiny_config(data_scenes=scenes, training_steps=10_000), tmp_path / "run"
+    trainer = Trainer(config, out, cpu=True, progress=False)
+    trainer._stop_signal = signal.SIGTERM
+    trainer.run()
+    with pytest.raises(InputError, match=r"found neither; this run was stopped .* start it again with --max-minutes"):
+        SASPipeline.from_pretrained(out)
+    train(config, out, max_minutes=1e-6)
+    SASPipeline.from_pretrained(out)
+
+
 @pytest.mark.parametrize("over", ["minutes", "steps"])
 def test_learning_rate_falls_to_its_end_with_max_minutes(
     scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: str
