@@ -8,6 +8,7 @@ writes cutouts `<category>__<name>__<view>.webp`: up to six views each of the mo
 contributors of Blend Swap (CC BY 3.0, CC BY 3.0 US, CC0). What drives becomes the group `vehicle`. A few minutes on two cores.
 """
 
+import ctypes.util
 import os
 import re
 import sys
@@ -27,7 +28,7 @@ NO_THINGS = ("Doors and windows", "Staircases")
 VIEWS = ((10, 25), (20, 35), (25, 45), (35, 60), (50, 75), (70, 88))
 """Least and greatest height of the camera in each view, degrees."""
 SIDE, LONGEST = 384, 128
-"""Side of a rendering, and the longer side of a cutout at most, pixels."""
+"""Side of a rendering, and longer side of a cutout, pixels."""
 
 
 class Model(NamedTuple):
@@ -80,7 +81,8 @@ def simplify(path: Path) -> None:
 
 def render(path: Path, rotation: np.ndarray, random: np.random.Generator) -> Iterator[np.ndarray]:
     """The views of a model, each from another side and in another light: float (SIDE, SIDE, 4), colours times alpha, in [0, 1]."""
-    os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkOSOpenGLRenderWindow")
+    if ctypes.util.find_library("OSMesa"):  # draws without a screen; else VTK looks for what there is
+        os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkOSOpenGLRenderWindow")
     try:
         import vtkmodules.vtkRenderingOpenGL2  # noqa: F401  registers what renders
         from vtkmodules.util.numpy_support import vtk_to_numpy
@@ -89,8 +91,8 @@ def render(path: Path, rotation: np.ndarray, random: np.random.Generator) -> Ite
         from vtkmodules.vtkRenderingCore import vtkLight, vtkRenderer, vtkRenderWindow, vtkWindowToImageFilter
     except ImportError as error:
         sys.exit(f"models are rendered with VTK, which cannot be loaded ({error}): pip install vtk")
-    vtkObject.GlobalWarningDisplayOff()  # of textures that the package has not got
     window, renderer, importer = vtkRenderWindow(), vtkRenderer(), vtkOBJImporter()
+    vtkObject.GlobalWarningDisplayOff()  # of textures that the package has not got, not of a window that cannot be had
     window.SetOffScreenRendering(1)
     window.SetSize(SIDE, SIDE)
     window.SetAlphaBitPlanes(1)
@@ -145,7 +147,7 @@ def _direction(azimuth: float, height: float) -> np.ndarray:
 
 
 def cutout(view: np.ndarray) -> Image.Image | None:
-    """A view, trimmed and made smaller; None if hardly anything is seen, it falls to pieces, or it fills its rectangle."""
+    """A view, trimmed and scaled; None if hardly anything is seen, it falls to pieces, or it fills its rectangle."""
     shown = view[..., 3] > 0.5
     pieces, _ = ndimage.label(shown)
     if shown.sum() < 0.02 * shown.size or np.bincount(pieces[shown]).max() < 0.9 * shown.sum():

@@ -136,9 +136,8 @@ def reduce_by_area(masks: Array, factor: int, *, shown: Array | None = None) -> 
             f"factor must be a positive divisor of height and width, got {factor} for {height}x{width}: "
             "choose a canvas that is a multiple of the mask size"
         )
-    if shown is None:
-        return masks if factor == 1 else _cell_areas(masks, factor) > factor * factor // 2
-    return _cell_areas(masks & shown, factor) > _cell_areas(shown, factor) // 2
+    whole = factor * factor if shown is None else _cell_areas(shown, factor)
+    return _cell_areas(masks if shown is None else masks & shown, factor) > whole // 2
 
 
 def _cell_areas(masks: Array, factor: int) -> Array:

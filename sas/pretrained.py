@@ -44,10 +44,8 @@ def find_weights(weights: str | Path | None) -> Path | None:
             return folder
     if path.is_dir():
         cure = "pass a folder saved by sas"
-        if (path / "checkpoints").is_dir():
-            cure = (
-                "this run was stopped before it saved weights: start it again with --max-minutes 0.1, which saves them"
-            )
+        if any((path / "checkpoints").glob("step-*")):
+            cure = "this run has saved no weights yet: if it was stopped, start it again with --max-minutes 0.1, which saves them"
         raise InputError(
             f"weights {path} must hold model_index.json or pipeline/model_index.json, found neither; {cure}"
         )

@@ -148,10 +148,10 @@ def test_reduce_by_area_needs_more_than_half() -> None:
 
 def test_reduce_by_area_needs_more_than_half_of_what_is_shown() -> None:
     mask, shown = np.zeros((2, 8), dtype=bool), np.zeros((2, 8), dtype=bool)
-    shown[:, 1:3] = shown[:, 4:6] = (
-        True  # half of the first cell, half of the second, all of the third, nothing of the last
-    )
-    mask[0, 1:6] = mask[1, [1, 4]] = mask[:, 6:] = True  # of what is shown all, half, three quarters, nothing
+    # Shown are half of the first cell, half of the second, all of the third and nothing of the last; set is of that all, half,
+    # three quarters and nothing.
+    shown[:, 1:3] = shown[:, 4:6] = True
+    mask[0, 1:6] = mask[1, [1, 4]] = mask[:, 6:] = True
 
     def reduced(masks: Any, shown: Any) -> Any:
         return ops.reduce_by_area(masks, 2, shown=shown)

@@ -522,7 +522,9 @@ def test_weights_of_a_run_that_was_stopped_come_with_max_minutes(scenes: str, tm
     trainer = Trainer(config, out, cpu=True, progress=False)
     trainer._stop_signal = signal.SIGTERM
     trainer.run()
-    with pytest.raises(InputError, match=r"found neither; this run was stopped .* start it again with --max-minutes"):
+    with pytest.raises(
+        InputError, match=r"found neither; this run has saved no weights yet: .* start it again with --max-minutes"
+    ):
         SASPipeline.from_pretrained(out)
     train(config, out, max_minutes=1e-6)
     SASPipeline.from_pretrained(out)

@@ -217,7 +217,10 @@ class Composer:
         )
 
     def scenes(self, step: int, positions: Sequence[int]) -> list[Scene]:
-        """The same scenes as full-size ground truth, for writing to disk or looking at. What grey bars hide is not known."""
+        """The same scenes as full-size ground truth, for writing to disk or looking at. What grey bars hide is not known.
+
+        Read back, bars are part of the picture: a cell of the mask grid that one cuts counts if more than half of it is known.
+        """
         made = self.compose(step, positions)
         images = rearrange((made.image * 255).round().byte(), "b c h w -> b h w c").cpu().numpy()
         result = []
