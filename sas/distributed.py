@@ -61,10 +61,9 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
     # No buffers of our own networks change in training, so they need no broadcast, which would cost a round trip a step. The running
     # statistics of an encoder brought along, which checkpoints keep and roll-outs are drawn with, are shared at each step.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
-    # Said at each start and of no use there: accelerate cannot pass the new name on yet, and the others tell of a little time.
+    # Said at each start and of no use there: accelerate cannot pass the new name on yet, and a small copy costs next to nothing.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
     # While the first process validates the others wait, for longer than the ten minutes after which they would take it for dead.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain, patient])
@@ -75,8 +74,8 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
         )
     if accelerator.device.type == "cpu" and accelerator.num_processes > 2:
         # After its first step DDP packs the gradients anew, and how they are packed decides in which order those of three processes and more
-        # are summed, so that a run that goes on would differ in the last bits from one that never stopped. This keeps the packing, and
-        # costs a little time.
+        # are summed, so that a run that goes on would differ in the last bits from one that never stopped. This keeps the packing; PyTorch
+        # warns once, past Python's filters, that it costs a little time.
         plain.find_unused_parameters = True
     return accelerator
 
