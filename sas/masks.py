@@ -128,7 +128,8 @@ def layer_masks(amodal_masks: Array, layer_index: Array, *, count: int | None = 
 def reduce_by_area(masks: Array, factor: int, *, shown: Array | None = None) -> Array:
     """Masks on a grid `factor` times coarser: a cell is set where more than half of its area is (..., H, W) -> (..., h, w).
 
-    shown: bool, broadcasts to `masks`. With it a cell has no more area than what is shown of it (as in `Geometry.masks_to_model`).
+    shown: bool, broadcasts to `masks`, which must lie within it. A cell has no more area than what is shown of it (as in
+    `Geometry.masks_to_model`); None: all is.
     """
     height, width = masks.shape[-2:]
     if factor < 1 or height % factor or width % factor:
@@ -137,7 +138,7 @@ def reduce_by_area(masks: Array, factor: int, *, shown: Array | None = None) -> 
             "choose a canvas that is a multiple of the mask size"
         )
     whole = factor * factor if shown is None else _cell_areas(shown, factor)
-    return _cell_areas(masks if shown is None else masks & shown, factor) > whole // 2
+    return _cell_areas(masks, factor) > whole // 2
 
 
 def _cell_areas(masks: Array, factor: int) -> Array:
