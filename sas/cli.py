@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from sas.data.composer import Composer
+    from sas.pipeline import SASPipeline
     from sas.sampling import Outcome
 
 USAGE, FAILED = 2, 1
@@ -135,10 +136,11 @@ def _sample(options: Sample) -> int:
         raise UsageError(
             "pictures must have names, got an empty one: leave it out, or look at what should have filled it in"
         )
-    for name in ("members", "steps", "max_layers", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}; pass a positive number")
+    _check_counts(options, members=4096, steps=1_000_000, max_layers=1024, batch_size=1_000_000)
+    if options.mode == "marginal" and options.steps not in (None, 1):
+        raise UsageError(
+            f"--steps must be 1 with --mode marginal, got {options.steps}; leave it out, or leave out --mode"
+        )
     if not options.out:
         raise UsageError("--out must name a folder, got nothing; pass --out results")
     with quick_imports():
@@ -159,6 +161,7 @@ def _sample(options: Sample) -> int:
     if not files:
         return FAILED
     pipe = _load(options.weights, options.device, options.dtype)
+    _check_steps(options.steps, pipe)
 
     def report(outcome: Outcome) -> None:
         if outcome.result is None:
@@ -191,6 +194,24 @@ def _sample(options: Sample) -> int:
         for outcome in bad:
             traceback.print_exception(outcome.cause)
     return FAILED if bad or failures else 0
+
+
+def _check_counts(options: object, **most: int) -> None:
+    """UsageError unless each of these options, if it is given, lies from 1 to its largest value."""
+    for name, largest in most.items():
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= largest:
+            rule = "at least 1" if value < 1 else f"at most {largest}"
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be {rule}, got {value}; pass a number from 1 to {largest}"
+            )
+
+
+def _check_steps(steps: int | None, pipe: SASPipeline) -> None:
+    """UsageError if there are more steps than the weights were trained with."""
+    most = pipe.scheduler.config.num_train_timesteps
+    if steps is not None and steps > most:
+        raise UsageError(f"--steps must be at most {most} with these weights, got {steps}; 4 are the usual number")
 
 
 def _demo(options: Demo) -> int:
@@ -255,6 +276,7 @@ def _dry_run(settings: Config, out: Path, *, cpu: bool, init_from: str | None) -
 
 
 def _evaluate(options: Evaluate) -> int:
+    _check_counts(options, members=4096, steps=1_000_000)
     if not options.out:
         raise UsageError("--out must name a folder, got nothing; pass --out results")
     from dataclasses import replace
@@ -267,6 +289,7 @@ def _evaluate(options: Evaluate) -> int:
     scenes = load_dataset(options.dataset)
     make_folder(out)
     pipe = _load(None if options.weights == "default" else options.weights, options.device, options.dtype)
+    _check_steps(options.steps, pipe)
     pipe.register_to_config(
         stop_threshold=pipe.resolve_stop_threshold(options.stop_threshold),
         noise_scale=pipe.resolve_noise_scale(options.noise_scale),

@@ -73,7 +73,7 @@ def run_demo(pipe: SASPipeline, out: Path, *, scenes: int = 4, seed: int = 0) ->
 
 def write_sheet(folder: Path, sheets: list[np.ndarray], captions: list[str]) -> None:
     """All overviews on one picture."""
-    check_replaceable(folder, mark="overview.png", kind="demo", name="out")
+    check_replaceable(folder, marks=("overview.png",), kind="demo", name="out")
     if (folder / RESULT_FILE).exists():
         raise InputError(f"out {folder} holds the result of a picture, which saving would touch; choose another folder")
     with atomic_folder(folder, own=r"overview\.png") as temporary:

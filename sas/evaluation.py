@@ -54,11 +54,12 @@ RULES = (
     "Pooled: sum of intersections over sum of unions, missing layers and unmatched instances included.",
     "First three layers: for each image the mean over those of its first three layers that it has, then over images.",
     "Pixel AP is the area under the precision-recall curve of a layer's probability map; a missing layer scores 0.",
-    "Instances are matched one to one by the Hungarian method on IoU; an unmatched true instance scores 0.",
+    "Instances are matched one to one by the Hungarian method on IoU; an unmatched true instance scores 0, a surplus one costs nothing.",
     "miou full, invisible iou and instance iou by occlusion are means over all instances, and n counts instances.",
     f"An instance counts as occluded if more than {OCCLUDED_ABOVE:.0%} of its amodal area is hidden.",
     "Invisible-part IoU compares both masks without the instance's visible pixels; an unmatched instance scores 0.",
-    "Order accuracy is over pairs of which one occludes the other: both must be matched, and the front one's layer smaller.",
+    "Order accuracy is over pairs of which one occludes the other: both must be matched, and the front one's layer smaller; "
+    "objects that occlude each other in a circle count with all their pairs, though no layers can have them all right.",
     "Where the truth is unknown pixels are left out; scenes with objects that nobody lists count no layers and no false layers.",
     "Scenes whose order is unknown have no layers: they enter foreground IoU, miou full and seconds per image alone.",
     "Seconds per image is the median; a batch's time is shared equally among its images, and reading them is left out.",
@@ -505,4 +506,4 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> Score:
     if not denominators.sum():
         return UNDEFINED
     low, high = metrics.ratio_bootstrap_interval(numerators, denominators)
-    return Score(float(numerators.sum() / denominators.sum()), low, high, len(pairs))
+    return Score(float(numerators.sum() / denominators.sum()), low, high, int((denominators > 0).sum()))

@@ -80,7 +80,8 @@ class Geometry:
     def to_input(self, maps: torch.Tensor | np.ndarray) -> np.ndarray:
         """Maps on the mask grid brought to the input's frame: (..., mask_size, mask_size) -> (..., height, width).
 
-        Float maps come back as float32, resampled bilinearly; bool masks as bool, resampled and cut at one half.
+        Float maps come back as float32, resampled bilinearly, or by area where the input has fewer pixels than the grid has cells; bool
+        masks as bool, resampled and cut at one half.
         """
         values = maps.cpu() if isinstance(maps, torch.Tensor) else torch.from_numpy(np.array(maps))  # may be read-only
         if values.shape[-2:] != (self.mask_size, self.mask_size):
@@ -98,6 +99,11 @@ class Geometry:
 
     def _resample(self, row: torch.Tensor) -> torch.Tensor:
         """(1, 1, mask_size, mask_size) -> (1, 1, height, width) by sampling the rectangle that the input fills."""
+        if max(self.height, self.width) < self.mask_size:
+            heights = self._shown(self.height, self.top, self.scaled_height)
+            widths = self._shown(self.width, self.left, self.scaled_width)
+            rows, columns = (torch.from_numpy(shown / shown.sum(axis=0)).float() for shown in (heights, widths))
+            return rows.T @ row @ columns
         ys = (self.top + (torch.arange(self.height) + 0.5) * self.scaled_height / self.height) / self.size * 2 - 1
         xs = (self.left + (torch.arange(self.width) + 0.5) * self.scaled_width / self.width) / self.size * 2 - 1
         # Not beyond the middle of the first and last cell that show the input: the bars beside them hold nothing to mix in.
@@ -137,11 +143,16 @@ class Geometry:
 
     def _shares(self, length: int, start: int, scaled: int) -> np.ndarray:
         """Share that each line of the input has in what each line of the mask grid shows of it, float32 (mask_size, length)."""
-        ends = (start + np.arange(length + 1) * (scaled / length)) * (self.mask_size / self.size)
-        cell = np.arange(self.mask_size)[:, None]
-        shown = np.clip(np.minimum(ends[1:], cell + 1) - np.maximum(ends[:-1], cell), 0, None)
+        shown = self._shown(length, start, scaled)
         total = shown.sum(axis=1, keepdims=True)
         return np.where(total > 1e-6, shown / np.maximum(total, 1e-6), 0).astype(np.float32)
+
+    def _shown(self, length: int, start: int, scaled: int) -> np.ndarray:
+        """How much of each line of the input each line of the mask grid shows, in lines of the grid, float64 (mask_size, length)."""
+        ends = (start + np.arange(length + 1) * (scaled / length)) * (self.mask_size / self.size)
+        cell = np.arange(self.mask_size)[:, None]
+        shown: np.ndarray = np.clip(np.minimum(ends[1:], cell + 1) - np.maximum(ends[:-1], cell), 0, None)
+        return shown
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

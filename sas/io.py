@@ -7,6 +7,7 @@ complete.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import logging
 import os
@@ -197,9 +198,9 @@ def make_folder(folder: Path) -> None:
         raise _cannot_write(folder, error) from error
 
 
-def check_replaceable(folder: Path, *, mark: str, kind: str, name: str) -> None:
-    """InputError, which calls the folder `name`, if it has files in it but not `mark`, by which a folder of this kind is known."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists():
+def check_replaceable(folder: Path, *, marks: tuple[str, ...], kind: str, name: str) -> None:
+    """InputError, which calls the folder `name`, if it has files in it but not all of `marks`, by which a folder of this kind is known."""
+    if folder.is_dir() and any(folder.iterdir()) and not all((folder / mark).exists() for mark in marks):
         raise InputError(
             f"{name} {folder} holds files that are no {kind}, which saving would touch; choose a new or empty folder"
         )
@@ -217,6 +218,7 @@ def atomic_folder(target: str | Path, *, own: str | None = None, new: bool = Fal
     place = Path(os.path.realpath(target))
     temporary = _beside(place, "tmp")
     try:
+        put_back(place)
         with suppress(FileNotFoundError):
             os.lstat(place)  # tells of a name that cannot be, for example one that is too long
         if os.path.lexists(place) and not place.is_dir():
@@ -292,9 +294,24 @@ def _swap(new: Path, target: Path) -> None:
         logger.warning("the old content of %s could not be removed and is left at %s", target, aside)
 
 
+def put_back(target: str | Path) -> None:
+    """Give a folder its name again if a kill or a power cut struck in the moment at which another one took it: it is there under a
+    hidden name then, and nothing under its own."""
+    place = Path(os.path.realpath(target))
+    with suppress(OSError):
+        if not os.path.lexists(place):
+            aside = [path for path in place.parent.glob(glob.escape(_prefix(place, "old")) + "*") if path.is_dir()]
+            if aside:
+                max(aside, key=lambda path: path.stat().st_mtime).rename(place)
+
+
 def _beside(path: Path, kind: str) -> Path:
     """A hidden name in the same folder, hence on the same file system, that nobody else uses."""
-    return path.parent / f".{path.name[:50]}.{kind}-{secrets.token_hex(6)}"  # a name has 255 bytes at most
+    return path.parent / (_prefix(path, kind) + secrets.token_hex(6))
+
+
+def _prefix(path: Path, kind: str) -> str:
+    return f".{path.name[:50]}.{kind}-"  # a name has 255 bytes at most
 
 
 WINDOWS = os.name == "nt"

@@ -111,7 +111,8 @@ def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, 
     """Any supported image as a new, writable, contiguous uint8 array (H, W, 3), RGB.
 
     Files (PNG, JPEG, WebP, BMP, TIFF; the first frame of several) and PIL images: EXIF orientation applied, alpha
-    composited on white, grey, palette and CMYK converted, 16-bit values rescaled by 65535. Float pictures (mode F) must
+    composited on white, grey, palette and CMYK converted, 16-bit grey rescaled by 65535, of
+    16-bit colours the upper half kept, as Pillow reads them. Float pictures (mode F) must
     lie in [0, 1] or in [0, 255]; one that exceeds 1 nowhere is read as [0, 1].
     NumPy: uint8, uint16 or float in [0, 1], of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
     torch: uint8 or float in [0, 1], channels first as usual there: (1, H, W), (3, H, W) or (4, H, W).
@@ -292,6 +293,16 @@ def converted(picture: Image.Image, mode: str, name: str) -> Image.Image:
 
 def _sixteen_bit(picture: Image.Image, name: str) -> np.ndarray:
     """uint8 (H, W) of an integer picture by the 16-bit range; its transparent value is white."""
+    values = _integers(picture, name)
+    grey = _from_sixteen(values)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return grey
+
+
+def _integers(picture: Image.Image, name: str) -> np.ndarray:
+    """int (H, W) in 0..65535 of an integer picture, whose largest value is white."""
     values = np.asarray(picture)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
@@ -300,11 +311,7 @@ def _sixteen_bit(picture: Image.Image, name: str) -> np.ndarray:
         values = np.rint(np.clip(values, 0, 4095) * (65535 / 4095)).astype(np.int32)
     if picture.info.get("white_is_zero"):
         values = 65535 - values
-    grey = _from_sixteen(values)
-    transparent = picture.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return grey
+    return values
 
 
 def _from_tensor(tensor: torch.Tensor, name: str) -> np.ndarray:
@@ -409,15 +416,16 @@ def sha256_pixels(image: np.ndarray) -> str:
 def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, threshold: int = 127) -> np.ndarray:
     """Mask picture as bool (H, W): grey value (0..255) > threshold. `size` = (H, W) is checked if given.
 
-    Colours count by their luma, 16-bit values by their upper half; alpha is left out of account. Masks that store 1 for
-    "inside" need `threshold=0`.
+    Colours count by their luma, 16-bit values rescaled to 0..255; alpha is left out of account. Masks that store 1 for
+    "inside", with 8 bits or 16, need `threshold=0`, by which all that is not 0 counts.
     """
     if not 0 <= threshold <= 254:
         raise InputError(f"threshold must lie in 0..254, got {threshold}; 127 suits masks of 0 and 255")
     name = f"mask {path}"
     picture = open_picture(Path(path), name)
     if picture.mode.startswith("I"):
-        grey = _sixteen_bit(picture, name)
+        values = _integers(picture, name)
+        grey = _from_sixteen(values) if threshold else np.where(values > 0, np.uint8(255), np.uint8(0))
     elif picture.mode == "F":
         grey = _rgb(picture, name)[..., 0]
     else:

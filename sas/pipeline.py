@@ -89,6 +89,18 @@ class SASPipeline(DiffusionPipeline):
         model_id: str = "",
     ) -> None:
         super().__init__()
+        _check_defaults(
+            num_inference_steps=num_inference_steps,
+            ensemble_size=ensemble_size,
+            consensus=consensus,
+            threshold=threshold,
+            void_area=void_area,
+            max_layers=max_layers,
+            stop_threshold=stop_threshold,
+            noise_scale=noise_scale,
+            min_overlap=min_overlap,
+            image_range=image_range,
+        )
         if isinstance(model, torch.nn.Module):
             # 8 to 24 % faster on a CPU, and what tensor cores want. Here, not when loading: another layout rounds differently,
             # and a pipeline must give what it gives after it was saved and loaded.
@@ -129,8 +141,23 @@ class SASPipeline(DiffusionPipeline):
     @classmethod
     def from_pipe(cls, pipeline: SASPipeline, **kwargs: Any) -> SASPipeline:
         """Another pipeline of the same network and scheduler, or of those that are named, as diffusers makes it."""
-        # diffusers goes by the class that a signature names, and takes it for a foreign one if it names none.
-        return super().from_pipe(pipeline, **{"model": pipeline.model, **kwargs})  # type: ignore[no-any-return]
+        # diffusers goes by the class that a signature names, and takes it for a foreign one if it names none. Without a type it would
+        # turn the network, which is shared, to float32.
+        given = {"model": pipeline.model, "dtype": pipeline.dtype, **kwargs}
+        if "torch_dtype" in kwargs and "dtype" not in kwargs:
+            del given["dtype"]
+        made = super().from_pipe(pipeline, **given)
+        if made.model is pipeline.model:
+            made._weights_sha256 = pipeline._weights_sha256
+        return made  # type: ignore[no-any-return]
+
+    def to(self, *args: Any, **kwargs: Any) -> SASPipeline:
+        """Move it, or change its type, as diffusers does. Half precision made wide again is no longer what the file holds."""
+        before = torch.finfo(self.dtype).bits
+        moved = super().to(*args, **kwargs)
+        if before < 32 and torch.finfo(self.dtype).bits > before:
+            self._weights_sha256 = None
+        return moved  # type: ignore[no-any-return]
 
     @classmethod
     def from_pretrained(cls, weights: str | Path | None = None, **kwargs: Any) -> SASPipeline:  # type: ignore[override]
@@ -143,6 +170,7 @@ class SASPipeline(DiffusionPipeline):
             raise InputError(
                 "use_safetensors must be True, got False; pickled weights can run any code and are refused"
             )
+        _check_defaults(**{name: value for name, value in kwargs.items() if name in _DEFAULTS})
         folder = find_weights(weights)
         if folder is None:
             try:
@@ -722,6 +750,32 @@ def _as_type(result: LayeredResult, output_type: str) -> Any:
 
 def _drawn_seed(generator: torch.Generator) -> int:
     return int(torch.randint(0, 2**62, (1,), generator=generator, device=generator.device))
+
+
+_DEFAULTS = {
+    "num_inference_steps": "steps",
+    "ensemble_size": "members",
+    **dict.fromkeys(
+        ("consensus", "threshold", "void_area", "max_layers", "stop_threshold", "noise_scale", "image_range")
+    ),
+    "min_overlap": None,
+}
+"""Arguments of the pipeline that are checked, and their names in `SamplingSettings` where those are others."""
+
+
+def _check_defaults(**values: object) -> None:
+    """ValueError that names the argument unless each value may stand in `SamplingSettings`, or in `DataSettings` for min_overlap."""
+    from pydantic import ValidationError
+
+    from sas.config import DataSettings, SamplingSettings, faults
+
+    for name, value in values.items():
+        field = _DEFAULTS[name] or name
+        section = DataSettings if name == "min_overlap" else SamplingSettings
+        try:
+            section.model_validate({field: value})
+        except ValidationError as error:
+            raise ValueError(faults(error).replace(field, name, 1)) from None
 
 
 def _integer(name: str, value: object, *, low: int, high: int) -> int:

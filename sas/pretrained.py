@@ -104,7 +104,7 @@ OWN_FILES = r"model_index\.json|MANIFEST\.json|model|scheduler"
 
 def check_folder_to_save(folder: Path, *, name: str) -> None:
     """InputError, which calls the folder `name`, if it has files in it and is no pipeline."""
-    check_replaceable(folder, mark="model_index.json", kind="pipeline", name=name)
+    check_replaceable(folder, marks=("model_index.json",), kind="pipeline", name=name)
 
 
 def forget_folder(file: Path) -> None:

@@ -16,7 +16,8 @@ Mode = Literal["diffusion", "marginal"]
 class Stop:
     """Why the sequence of layers ended.
 
-    reason: "empty" (nothing more was found), "no_progress" (the next layer added nothing), "max_layers" (the limit).
+    reason: "empty" (nothing more was found), "no_progress" (the next layer added nothing), "max_layers" (as many layers as allowed, or twice as many
+        parts that were joined to them).
     votes: members that were void at the last step, 0..members; all of them if `probability` lay above the threshold.
     probability: of the weights' own stop output, calibrated: that nothing was left at the last step, in [0, 1]; None if they have none.
     threshold: above which that probability ends the sequence, in (0, 1]; None for weights without that output, and in results of before.

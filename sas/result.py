@@ -251,7 +251,7 @@ class LayeredResult:
             "occlusion_rate": found.occlusion_rate,
         }
 
-    @cached_property
+    @property
     def instances(self) -> list[dict[str, Any]]:
         """Objects in layer order: the 8-connected components of the consensus masks, in a layer the one of the most cells first.
 
@@ -260,6 +260,10 @@ class LayeredResult:
         (mean probability inside the mask x mean over members of the share of the mask that they set), layer,
         occlusion_rate in [0, 1]. All masks are in the input frame; components that vanish there are left out.
         """
+        return [{**one, "bbox": list(one["bbox"])} for one in self._described]
+
+    @cached_property
+    def _described(self) -> list[dict[str, Any]]:
         return [self._describe(number) for number in range(len(self._catalog.instances))]
 
     @property
@@ -267,7 +271,7 @@ class LayeredResult:
         """Number of instances, without their masks."""
         return len(self._catalog.instances)
 
-    @cached_property
+    @property
     def order(self) -> dict[str, Any]:
         """{"edges": [{"front": id, "behind": id, "confidence": in [0, 1]}], "cycles": []}: who hides whom.
 
@@ -275,13 +279,17 @@ class LayeredResult:
         object. Its confidence is the smaller of the two scores. Layers cannot form a cycle, so "cycles" is empty.
         """
         found = self._catalog.instances
+        edges = [{"front": i, "behind": j, "confidence": min(found[i].score, found[j].score)} for i, j in self._pairs]
+        return {"edges": edges, "cycles": []}
+
+    @cached_property
+    def _pairs(self) -> list[tuple[int, int]]:
+        found = self._catalog.instances
         amodal = (
             np.stack([one.grid_mask for one in found]) if found else np.zeros((0, *self.masks.shape[1:]), dtype=bool)
         )
         layer_index = np.array([one.layer for one in found], dtype=np.int64)
-        pairs = edges_from_order(order_from_layers(amodal, layer_index, min_overlap=self.min_overlap))
-        edges = [{"front": i, "behind": j, "confidence": min(found[i].score, found[j].score)} for i, j in pairs]
-        return {"edges": edges, "cycles": []}
+        return edges_from_order(order_from_layers(amodal, layer_index, min_overlap=self.min_overlap))
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -332,7 +340,7 @@ class LayeredResult:
         0.25), one of each a layer, and uncertainty.png, their largest value, all in the input frame; overview.png;
         arrays.npz, from which `load` restores.
         """
-        check_replaceable(Path(directory), mark=RESULT_FILE, kind="result", name="directory")
+        check_replaceable(Path(directory), marks=(RESULT_FILE, ARRAYS_FILE), kind="result", name="directory")
         document = self.to_dict()
         arrays = {name: getattr(self, name) for name in _DTYPES}
         header = {
@@ -340,6 +348,7 @@ class LayeredResult:
             "min_overlap": float(self.min_overlap),
             "min_instance_area": float(self.min_instance_area),
             "refined": self.refined,
+            "told": _told(document),
         }
         with atomic_folder(Path(directory), own=OWN_FILES) as folder:
             for layer, names in zip(self, document["layers"], strict=True):
@@ -381,6 +390,11 @@ class LayeredResult:
                 f"{folder / RESULT_FILE} tells of {len(document['layers'])} layers and image {told}, {ARRAYS_FILE} of "
                 f"{len(result)} layers and image {size}: the two files are of different results; "
                 "save it again with LayeredResult.save"
+            )
+        if "told" in header and header["told"] != _told(document):  # files of older versions have none
+            raise InputError(
+                f"{folder / RESULT_FILE} and {ARRAYS_FILE} are of different results: take both from one folder that "
+                "LayeredResult.save wrote"
             )
         return result
 
@@ -448,7 +462,7 @@ class LayeredResult:
             if nothing is None
             else f"no further object found, probability that nothing is left {nothing:.2f}{rule}",
             "no_progress": "the next layer would have added nothing new",
-            "max_layers": "the largest number of layers allowed was reached",
+            "max_layers": "the largest number of layers, or of parts joined to them, was reached",
         }[self.stop.reason]
         model = f"{self.model.id} {self.model.sha256[:12]}".rstrip()
         drawn = f"{counted(settings.members, 'member')}, {counted(settings.steps, 'step')}, seed {settings.seed}"
@@ -498,6 +512,12 @@ class Layer:
         """The result's `instances` that lie in this layer."""
         found = self._result._catalog.instances
         return [self._result._describe(number) for number, one in enumerate(found) if one.layer == self.index]
+
+
+def _told(document: dict[str, Any]) -> dict[str, Any]:
+    """What both files of a result know, by which a pair of two different results is noticed."""
+    areas = [layer.get("area") if isinstance(layer, dict) else None for layer in document["layers"]]
+    return {"areas": areas, **{name: document[name] for name in ("ensemble", "stop", "model")}}
 
 
 def _largest(maps: np.ndarray, geometry: Geometry) -> np.ndarray:

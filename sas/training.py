@@ -41,7 +41,7 @@ from sas.distributed import (
 )
 from sas.factory import build_model, build_objective, build_pipeline, build_source, freeze_untaught, validation_batch
 from sas.growing import copy_weights
-from sas.io import InputError, atomic_write_bytes
+from sas.io import InputError, atomic_write_bytes, put_back
 from sas.optimizer import make_optimizer
 from sas.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 from sas.pictures import write_png
@@ -148,6 +148,8 @@ class Trainer:
             if checkpoint:
                 self._check_same_run(checkpoint)
             self._fresh = checkpoint is None
+            if self.main:
+                put_back(self.out / "pipeline")
             self._build()
             if self.main and (self._restart or (checkpoint is None and self.has_pipeline)):
                 self._set_aside()  # also what is left of a run whose checkpoints were deleted

@@ -195,3 +195,28 @@ def test_bars_beside_the_picture_do_not_fade_its_edges(height: int, width: int) 
     else:
         mask[:, height // 4 : 3 * height // 4] = True
     assert np.array_equal(geometry.to_input(geometry.masks_to_model(mask)), mask)
+
+
+@COMMON
+@given(st.integers(1, 15), st.integers(1, 15), st.randoms(use_true_random=False))
+def test_small_pictures_get_what_most_of_a_pixel_shows(height: int, width: int, random: object) -> None:
+    """Where a pixel has several cells, maps come back as the mean of them, as `masks_to_model` takes the mean of pixels."""
+    geometry = Geometry.fit(height=height, width=width, size=64, mask_size=16)
+    drawn = np.random.default_rng(random.getrandbits(32))  # type: ignore[attr-defined]
+    masks = drawn.random((2, height, width)) > 0.5
+    if max(height, width) <= 8:  # two cells and more a pixel, so none is decided by another
+        assert (geometry.to_input(geometry.masks_to_model(masks)) == masks).all() or min(height, width) * 16 < max(
+            height, width
+        )
+    plain = geometry.to_input(np.full((16, 16), 0.25, dtype=np.float32))
+    assert plain.shape == (height, width) and np.allclose(plain, 0.25, atol=1e-6)
+
+
+def test_a_pixel_of_many_cells_goes_by_their_majority() -> None:
+    geometry = Geometry.fit(height=2, width=2, size=64, mask_size=64)
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[:32, :32] = True
+    mask[12:20, 12:20] = False  # the middle of the first pixel
+    mask[44:52, 44:52] = True  # that of the last
+    assert geometry.to_input(mask).tolist() == [[True, False], [False, False]]
+    assert geometry.to_input(mask.astype(np.float32))[0, 0] == pytest.approx(1 - 64 / 1024)

@@ -28,6 +28,7 @@ from sas.io import (
     OpenFile,
     atomic_folder,
     atomic_write_bytes,
+    put_back,
     read_json,
     rle_decode,
     rle_encode,
@@ -644,6 +645,14 @@ def test_the_threshold_is_exclusive_and_alpha_is_left_out(tmp_path):
     assert read_mask(tmp_path / "rgba.png").tolist() == [[True, False]]
     Image.fromarray(np.array([[0, 65535]], np.uint16)).save(tmp_path / "i.png")
     assert read_mask(tmp_path / "i.png").tolist() == [[False, True]]
+    Image.fromarray(np.array([[0, 1, 128, 32767, 32768]], np.uint16)).save(tmp_path / "i.png")
+    assert read_mask(tmp_path / "i.png").tolist() == [[False, False, False, False, True]]
+    assert read_mask(tmp_path / "i.png", threshold=0).tolist() == [[False, True, True, True, True]]
+    image = Image.fromarray(np.array([[0, 65535]], np.uint16))
+    image.save(tmp_path / "i.png", transparency=0)
+    with Image.open(tmp_path / "i.png") as written:
+        assert written.info["transparency"] == 0
+    assert read_mask(tmp_path / "i.png").tolist() == [[False, True]], "what is transparent is not thereby white"
     Image.fromarray(np.array([[False, True]])).save(tmp_path / "1.png")
     assert read_mask(tmp_path / "1.png").tolist() == [[False, True]]
     for threshold in (-1, 255):
@@ -1085,3 +1094,25 @@ def test_bytes_that_come_in_pieces_are_put_together(tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_opened_is_told(tmp_path):
     with pytest.raises(FileNotFoundError):
         OpenFile(tmp_path / "none")
+
+
+@pytest.mark.parametrize("struck", ["after the old one was set aside", "after the new one took its name"])
+def test_a_kill_while_a_folder_is_exchanged_loses_nothing(tmp_path, struck):
+    place = tmp_path / "out"
+    with atomic_folder(place) as folder:
+        (folder / "a").write_text("old")
+    aside = tmp_path / ".out.old-0123456789ab"
+    place.rename(aside)
+    if struck == "after the new one took its name":
+        place.mkdir()
+        (place / "a").write_text("new")
+    put_back(place)
+    assert (place / "a").read_text() == ("new" if struck == "after the new one took its name" else "old")
+    if struck == "after the old one was set aside":
+        place.rename(aside)
+        with atomic_folder(place, own="b") as folder:
+            (folder / "b").write_text("new")
+        assert sorted(path.name for path in place.iterdir()) == ["a", "b"], "what else stood there stays"
+    (tmp_path / ".none.old-0123456789ab").write_text("a file")
+    put_back(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

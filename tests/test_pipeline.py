@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable, Sequence
@@ -687,6 +688,11 @@ def test_model_info_names_the_weights_file(saved: Path, tiny_pipe: SASPipeline) 
     pipe.to(torch.float64)
     pipe.to(torch.float32)
     assert pipe.model_info.sha256 == info.sha256, "moved, and not changed"
+    rounded = load(saved)
+    rounded.to(torch.bfloat16)
+    assert rounded.model_info.sha256 == info.sha256, "what is rounded as it runs is the file's"
+    rounded.to(torch.float32)
+    assert rounded.model_info.sha256 != info.sha256, "and no longer where it is called float32 again"
     pipe.model.load_state_dict({name: value + 1 for name, value in pipe.model.state_dict().items()})
     changed = pipe.model_info.sha256
     assert changed != info.sha256
@@ -817,6 +823,39 @@ def test_another_pipeline_of_the_same_network(tiny_pipe: SASPipeline) -> None:
     shorter = SASPipeline.from_pipe(tiny_pipe, max_layers=1)
     assert (shorter.config.max_layers, tiny_pipe.config.max_layers) == (1, 8)
     assert shorter(picture(), seed=3) == tiny_pipe(picture(), seed=3, max_layers=1)
+    tiny_pipe.to(torch.bfloat16)
+    assert SASPipeline.from_pipe(tiny_pipe).dtype == tiny_pipe.dtype == torch.bfloat16, "it is shared"
+    assert SASPipeline.from_pipe(tiny_pipe, dtype=torch.float32).dtype == tiny_pipe.dtype == torch.float32
+    with pytest.warns(FutureWarning, match="torch_dtype"):  # the older name of it
+        assert SASPipeline.from_pipe(tiny_pipe, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_another_pipeline_names_the_weights_of_the_first(saved: Path) -> None:
+    first = load(saved)
+    assert SASPipeline.from_pipe(first).model_info.sha256 == first.model_info.sha256
+    other = SASPipeline.from_pipe(first, model=load(saved).model)
+    assert other.model_info.sha256 != first.model_info.sha256, "a network that nobody has read from that file here"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_range": "byte"}, "image_range must be 'unit' or 'bytes', got 'byte': choose one of them"),
+        ({"threshold": 2.0}, "threshold must be less than 1, got 2.0: pass a smaller number"),
+        ({"void_area": -1.0}, "void_area must be at least 0, got -1.0: pass 0 or more"),
+        ({"stop_threshold": 7.0}, "stop_threshold must be at most 1, got 7.0: pass 1 or less"),
+        ({"min_overlap": 3.0}, "min_overlap must be less than 1, got 3.0: pass a smaller number"),
+        ({"noise_scale": 9.0}, "noise_scale must be at most 2, got 9.0: pass 2 or less"),
+        ({"ensemble_size": 0}, "ensemble_size must be at least 1, got 0: pass 1 or more"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0: pass 1 or more"),
+    ],
+)
+def test_defaults_are_looked_at_where_they_are_given(saved: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load(saved, **options)
+    pipe = load(saved)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        SASPipeline(pipe.model, pipe.scheduler, **options)
 
 
 def test_numbers_may_be_numpys(tiny_pipe: SASPipeline) -> None:

@@ -345,6 +345,29 @@ def test_save_replaces_nothing_but_results(tmp_path: Path, result: LayeredResult
     with pytest.raises(InputError, match="directory .*photos holds files that are no result, .* choose a new or empty"):
         result.save(tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+    (tmp_path / "photos" / "result.json").write_text("{}")  # of another program
+    with pytest.raises(InputError, match="directory .*photos holds files that are no result"):
+        result.save(tmp_path / "photos")
+    assert (tmp_path / "photos" / "result.json").read_text() == "{}"
+
+
+def test_what_a_result_tells_is_the_readers_own(result: LayeredResult) -> None:
+    before = json.dumps(result.to_dict())
+    result.order["edges"].clear()
+    result.instances[0]["bbox"].clear()
+    result.instances[0]["area"] = -5
+    assert result.order["edges"] and result.instances[0]["area"] > 0 and len(result.instances[0]["bbox"]) == 4
+    assert json.dumps(result.to_dict()) == before
+    assert result.instances[0]["segmentation"] is result.instances[0]["segmentation"], "masks are made once"
+
+
+def test_load_refuses_files_of_two_results(tmp_path: Path, result: LayeredResult, layers: np.ndarray) -> None:
+    folder = result.save(tmp_path / "out")
+    other = replace(result, settings=replace(result.settings, seed=result.settings.seed + 1))
+    foreign = other.save(tmp_path / "other") / "result.json"
+    (folder / "result.json").write_bytes(foreign.read_bytes())
+    with pytest.raises(InputError, match=r"result\.json and arrays\.npz are of different results: take both"):
+        LayeredResult.load(folder)
 
 
 @pytest.mark.parametrize("file", ["", "Äpfel 苹果.jpg", "odd\udcff.jpg"])
@@ -359,6 +382,11 @@ def test_a_result_of_before_the_threshold_and_the_noise_were_kept_loads(tmp_path
     document = json.loads((folder / "result.json").read_text())
     del document["stop"]["threshold"], document["ensemble"]["noise_scale"]
     (folder / "result.json").write_text(json.dumps(document))
+    with np.load(folder / "arrays.npz") as archive:
+        stored = dict(archive)
+    header = json.loads(stored["header"].tobytes())
+    del header["told"]
+    np.savez(folder / "arrays.npz", **(stored | {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)}))
     loaded = LayeredResult.load(folder)
     assert loaded.stop == result.stop and loaded.settings == result.settings
 

@@ -329,9 +329,10 @@ def test_result_whose_place_is_a_file(sample: Call, tmp_path: Path) -> None:
         (["p.png", "--out", "o", "--consensus", "loudest"], "--consensus"),
         (["p.png", "--out", "o", "--device", "tpu"], "--device"),
         (["p.png", "--out", "o", "--memebers", "3"], "--members"),
-        (["p.png", "--out", "o", "--steps", "1000000"], "num_inference_steps must be an integer from 1 to 1000, got 1000000: "),
+        (["p.png", "--out", "o", "--steps", "1000000"], "--steps must be at most 1000 with these weights, got 1000000; "),
+        (["p.png", "--out", "o", "--members", "5000"], "--members must be at most 4096, got 5000; pass a number from 1 to"),
         (["p.png", "--out", "o", "--seed", "-1"], "seed must be an integer from 0 to 9223372036854775807, got -1: "),
-        (["p.png", "--out", "o", "--mode", "marginal", "--steps", "3"], 'num_inference_steps must be 1 in mode "marginal", got 3: '),
+        (["p.png", "--out", "o", "--mode", "marginal", "--steps", "3"], "--steps must be 1 with --mode marginal, got 3; leave"),
     ],
 )  # fmt: skip
 def test_usage_errors(
