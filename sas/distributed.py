@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+logger = logging.getLogger(__name__)
 
 
 class LaunchError(RuntimeError):
@@ -66,7 +70,30 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     # While the first process validates the others wait, for longer than the ten minutes after which they would take it for dead.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain, patient])
+    try:
+        accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[plain, patient])
+    except ValueError as error:
+        if "AcceleratorState has already been initialized" not in str(error):
+            raise
+        raise LaunchError(
+            f'training.precision must be the same for all trainings of one Python process, got "{precision}" after another: start a new '
+            "process, in a notebook a new kernel"
+        ) from error
+    if accelerator.gradient_accumulation_steps != 1:
+        raise LaunchError(
+            f"accelerate's gradient accumulation must be 1, got {accelerator.gradient_accumulation_steps} "
+            "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or `accelerate config`): leave it out, and set training.micro_batch, which "
+            "accumulates the parts of a batch"
+        )
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("no", precision) and accelerator.is_main_process:
+        logger.warning(
+            'mixed precision "%s" of `accelerate launch` or `accelerate config` is not used: training.precision is "%s"; pass '
+            "--training.precision %s if you want it",
+            asked,
+            precision,
+            asked,
+        )
     if accelerator.distributed_type not in SUPPORTED:
         raise LaunchError(
             f"distributed type must be data parallel (DDP), got {accelerator.distributed_type.value}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -397,6 +398,17 @@ def build_source(config: Config, *, device: torch.device | str = "cpu") -> Scene
         )
     _check_parts(data, "train", "validation")  # told now and not at the first validation
     return build_composer(data, seed=training.seed, atlas_seed=training.seed, device=device)
+
+
+def fingerprint(source: SceneSource) -> str:
+    """What training reads, in a few words by which another set is noticed: how much there is, and of what names."""
+    if isinstance(source, SceneLoader):
+        digest = source.scenes.info.get("sha256") if isinstance(source.scenes, ProjectFolder) else None
+        return f"{len(source.scenes)} scenes" + (f" of hash {str(digest)[:12]}" if digest else "")
+    if not isinstance(source, Composer):
+        return ""
+    names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return f"{len(source.names)} cutouts with names of hash {names}, {len(source.backgrounds)} backgrounds"
 
 
 def validation_batch(config: Config) -> SceneBatch:

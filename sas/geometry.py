@@ -102,8 +102,8 @@ class Geometry:
         if max(self.height, self.width) < self.mask_size:
             heights = self._shown(self.height, self.top, self.scaled_height)
             widths = self._shown(self.width, self.left, self.scaled_width)
-            rows, columns = (torch.from_numpy(shown / shown.sum(axis=0)).float() for shown in (heights, widths))
-            return rows.T @ row @ columns
+            weights = [torch.from_numpy(shown / shown.sum(axis=0)).float() for shown in (heights, widths)]
+            return weights[0].T @ row @ weights[1]
         ys = (self.top + (torch.arange(self.height) + 0.5) * self.scaled_height / self.height) / self.size * 2 - 1
         xs = (self.left + (torch.arange(self.width) + 0.5) * self.scaled_width / self.width) / self.size * 2 - 1
         # Not beyond the middle of the first and last cell that show the input: the bars beside them hold nothing to mix in.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import netrc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from sas.io import InputError, atomic_write_bytes
+
+logger = logging.getLogger(__name__)
 
 
 class Tracking:
@@ -49,28 +52,33 @@ class Tracking:
             raise InputError(
                 f"cannot write {self.path}: {error.strerror}; free some space, and start again: the run goes on from its last checkpoint"
             ) from error
-        if self._wandb:
-            self._wandb.log(values, step=step)
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        self._tell_wandb(lambda run: run.log(values, step=step))
+        self._tell_board(lambda board: [board.add_scalar(name, value, step) for name, value in values.items()])
 
     def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """A picture, uint8 (H, W, 3), for trackers that show pictures."""
-        if self._wandb:
+
+        def log(run: Any) -> None:
             import wandb
 
-            self._wandb.log({name: wandb.Image(picture)}, step=step)
-        if self._board:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            run.log({name: wandb.Image(picture)}, step=step)
+
+        self._tell_wandb(log)
+        self._tell_board(lambda board: board.add_image(name, picture, step, dataformats="HWC"))
 
     def close(self) -> None:
         with suppress(OSError):  # on a full disk the line that `write` told of is still to be written
             self._file.close()
-        if self._wandb:
-            self._wandb.finish()
-        if self._board:
-            self._board.close()
+        self._tell_wandb(lambda run: run.finish())
+        self._tell_board(lambda board: board.close())
+
+    def _tell_wandb(self, call: Callable[[Any], object]) -> None:
+        if self._wandb and not _told("wandb", call, self._wandb):
+            self._wandb = None
+
+    def _tell_board(self, call: Callable[[Any], object]) -> None:
+        if self._board and not _told("tensorboard", call, self._board):
+            self._board = None
 
     def _cut_back(self, step: int, validated: bool) -> None:
         """Drop lines that were written after the checkpoint, and a last line that was cut off."""
@@ -85,6 +93,21 @@ class Tracking:
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue
         atomic_write_bytes(self.path, "".join(line + "\n" for line in kept).encode())
+
+
+def _told(name: str, call: Callable[[Any], object], tracker: Any) -> bool:
+    """Whether a tracker took what it was told. One that did not, because its process is gone, say, must not stop a run."""
+    try:
+        call(tracker)
+    except Exception as error:
+        logger.warning(
+            "%s is told nothing more (%s: %s): the run goes on, and metrics.jsonl has all of it",
+            name,
+            type(error).__name__,
+            error,
+        )
+        return False
+    return True
 
 
 def _start_wandb(out: Path, project: str, config: dict[str, Any], state: dict[str, Any]) -> Any:

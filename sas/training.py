@@ -39,7 +39,15 @@ from sas.distributed import (
     share_from_first,
     sum_over_processes,
 )
-from sas.factory import build_model, build_objective, build_pipeline, build_source, freeze_untaught, validation_batch
+from sas.factory import (
+    build_model,
+    build_objective,
+    build_pipeline,
+    build_source,
+    fingerprint,
+    freeze_untaught,
+    validation_batch,
+)
 from sas.growing import copy_weights
 from sas.io import InputError, atomic_write_bytes, put_back
 from sas.optimizer import make_optimizer
@@ -55,8 +63,8 @@ from sas.visualize import image_grid, layer_colors, outline, tint
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = ("training.steps", "data.workers", "logging.")
-"""Fields that a resumed run may change: length, workers, and all that is only written."""
+MAY_CHANGE = ("training.steps", "data.workers", "data.images", "data.validation_images", "logging.")
+"""Fields that a resumed run may change: length, workers, where pictures lie, and all that is only written."""
 
 ECHO = 1.0
 """Seconds after a signal in which another one is taken for the same."""
@@ -156,12 +164,16 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             if checkpoint:
                 self._restore(checkpoint)
+                checkpoint.tensors.clear()  # else they would stay in memory to the end
                 logger.info("resuming at step %d from %s", self.step, checkpoint.path)
             self._write_config()
             tracking = self._start_tracking(checkpoint)
             try:
                 with self._reading() as self._batches:
                     self._loop(started, tracking)
+            except (NonFiniteError, InputError):
+                self._save_before_leaving(tracking)
+                raise
             finally:
                 if tracking:
                     tracking.close()
@@ -258,23 +270,18 @@ class Trainer:
                 totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach().to(wide).sum()
             totals["items"] = totals.get("items", torch.zeros((), device=batch.image.device)) + len(losses["loss"])
         names = list(totals)
-        sums = dict(
-            zip(
-                names,
-                sum_over_processes(self.accelerator, torch.stack([totals[n].to(wide) for n in names])),
-                strict=True,
-            )
-        )
-        if not torch.isfinite(sums["loss"]):
+        summed = sum_over_processes(self.accelerator, torch.stack([totals[n].to(wide) for n in names]))
+        sums = dict(zip(names, summed.tolist(), strict=True))  # at once: each look at a GPU's numbers waits for it
+        if not math.isfinite(sums["loss"]):
             self._refuse("loss", step, suspects)
-        norm = self._scaled_norm(float(sums["items"]))
+        norm = self._scaled_norm(sums["items"])
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             self._refuse("gradient", step, suspects)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step) * group.get("factor", 1.0)  # runs of before have none
         self.optimizer.step()
         self.ema.step(self.model.parameters())
-        return {name: float(sums[name] / sums["items"]) for name in names if name != "items"}, norm
+        return {name: sums[name] / sums["items"] for name in names if name != "items"}, norm
 
     def _scaled_norm(self, items: float) -> float:
         """Turn the summed gradient into the mean over the global batch's items, and clip it; returns its norm before."""
@@ -289,7 +296,8 @@ class Trainer:
         last = latest_checkpoint(self.checkpoints)
         raise NonFiniteError(
             f"{what} is not finite at step {step}, items {', '.join(suspects) or 'of another process, or all of them'}; the weights were "
-            f"not changed; last good checkpoint: {last.path if last else 'none'}. Lower training.learning_rate or check these items"
+            f"not changed; last checkpoint before: {last.path if last else 'none'}. Check these items, or begin another run with a lower "
+            "training.learning_rate (another --out; --init-from takes the weights of this one, if it has saved any)"
         )
 
     # ------------------------------------------------------------------ building and state
@@ -338,7 +346,10 @@ class Trainer:
         losses = _Losses(network, build_objective(config), averaged)
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
         self.source = build_source(config, device=device)
-        self._validation_batch: SceneBatch | None = None
+        # Scenes on disk are read now: a picture that is missing is told before the first step and not at the first validation.
+        self._validation_batch: SceneBatch | None = (
+            validation_batch(config) if self.main and config.data.scenes else None
+        )
 
     def _share_averages(self) -> None:
         """Let `averaged` hold the moving averages themselves, so that there is nothing to copy after each step."""
@@ -352,7 +363,23 @@ class Trainer:
     def _named(self) -> list[str]:
         return [name for name, _ in self.model.named_parameters()]
 
+    def _save_before_leaving(self, tracking: Tracking | None) -> None:
+        """Keep the steps made when a picture or a loss ends the run: neither has touched the weights. The others may be gone already."""
+        last = latest_checkpoint(self.checkpoints) if self.main else None
+        # A forward pass has changed the running statistics of an encoder that has them; the step could not be made again as it was.
+        if self.main and self.step > (last.step if last else 0) and not self._statistics:
+            try:
+                self._write_checkpoint(tracking)
+            except InputError as error:  # the disk may be full, and what ended the run is to be told
+                logger.warning("%s", error)
+            else:
+                logger.info("the steps made are kept: checkpoint of step %d", self.step)
+
     def _save(self, tracking: Tracking | None) -> None:
+        self._write_checkpoint(tracking)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, tracking: Tracking | None) -> None:
         if self.main:
             optimizer, meta = optimizer_to_tensors(self.optimizer.state_dict())
             scaler = self.accelerator.scaler
@@ -375,11 +402,11 @@ class Trainer:
                     "scaler": scaler.state_dict() if scaler else None,
                     "calibration": list(self._calibration),
                     "tracking": tracking.state if tracking else {},
+                    "data": fingerprint(self.source),
                     "versions": {"torch": torch.__version__, "numpy": np.__version__},
                 },
                 keep=self.config.logging.keep_checkpoints,
             )
-        self.accelerator.wait_for_everyone()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -399,6 +426,13 @@ class Trainer:
             self.best = -math.inf
         self._window = dict(state["window"])
         self._calibration = tuple(state.get("calibration", (1.0, 0.0)))  # runs of before have none
+        if self.main and (was := state.get("data")) is not None and was != (found := fingerprint(self.source)):
+            logger.warning(
+                "the data have changed since the checkpoint (%s then, %s now): the run goes on with what is there, which is not what it "
+                "would have seen",
+                was,
+                found,
+            )
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         # A run that was begun before a field was there had its default.
@@ -469,7 +503,7 @@ class Trainer:
             if tracking:
                 tracking.write(self.step, scores.to_dict())
                 tracking.write_picture(self.step, "samples", picture)
-            if scores.score > self.best or not self.has_pipeline:
+            if scores.score >= self.best or not self.has_pipeline:  # of equals the one that has seen more
                 self.best = scores.score
                 pipe.save_pretrained(self.out / "pipeline", saved_weights=cadence.saved_weights)
         self.validated = self.step

@@ -214,6 +214,35 @@ def test_crowds_are_no_objects(picture: Path) -> None:
     assert defects[0].words == "a crowd region is not one object"
 
 
+@pytest.mark.parametrize(
+    "lost", [{"crowd": True}, {"visible": [[1, 1, 2, 2]]}, {"visible": LEFT, "amodal": [[1, 1, 2, 2]]}]
+)
+def test_what_lies_behind_a_lost_object_is_no_front_layer(picture: Path, lost: dict[str, Any]) -> None:
+    """RIGHT is hidden by LEFT, which is left out, and hides THIRD; FAR lies apart."""
+    third = box(HEIGHT, WIDTH, 14, 20, 18, 26)  # shares no pixel with LEFT; 8 with RIGHT, 1 with FAR
+    raw = scene_of(
+        picture,
+        RawObject("1", "a", **{"amodal": LEFT, "rank": 1, **lost}),
+        RawObject("2", "b", RIGHT, rank=2),
+        RawObject("3", "c", third, rank=3),
+        RawObject("4", "d", FAR, rank=0),
+    )
+    scene, defects = assemble(raw, min_overlap=0.2)
+    assert scene is not None and scene.names == ("d",) and not scene.complete
+    assert told(defects)[1:] == [("warning", "behind-lost", "drop", "2"), ("warning", "behind-lost", "drop", "3")]
+    assert [one.words.split(",")[0] for one in defects[1:]] == ["it lies behind 1", "it lies behind 2"]
+    assert scene.known is not None and not (scene.known & RIGHT & ~FAR).any() and scene.known[0, 0]
+
+
+def test_pairs_name_what_lies_behind_a_lost_object_without_a_mask(picture: Path) -> None:
+    objects = (RawObject("1", "a", [[1, 1, 2, 2]]), RawObject("2", "b", RIGHT), RawObject("3", "c", FAR))
+    scene, defects = assemble(scene_of(picture, *objects, pairs=(("1", "2"),)))
+    assert scene is not None and scene.names == ("c",)
+    assert told(defects)[1:] == [("warning", "behind-lost", "drop", "2")]
+    scene, defects = assemble(scene_of(picture, *objects))
+    assert scene is not None and scene.names == ("b", "c") and len(defects) == 1, "nothing says so"
+
+
 def test_stuff_that_covers_everything_is_told(picture: Path) -> None:
     everything = np.ones((HEIGHT, WIDTH), dtype=bool)
     raw = scene_of(picture, RawObject("1", "sky", everything, stuff=True, rank=2), RawObject("2", "b", FAR, rank=1))

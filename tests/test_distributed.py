@@ -132,6 +132,33 @@ def test_a_cpu_with_bfloat16_may_use_it(instructions: str, monkeypatch: pytest.M
         check_precision("fp16", cpu=True)
 
 
+def test_accumulation_by_accelerate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would scale the gradients and accumulate nothing."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(LaunchError, match=r"gradient accumulation must be 1, got 4 .* set training.micro_batch"):
+        make_accelerator(precision="no", cpu=True)
+
+
+@pytest.mark.parametrize("asked", ["no", "bf16"])
+def test_precision_asked_of_accelerate_is_not_passed_over_in_silence(
+    asked: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    assert make_accelerator(precision="no", cpu=True).mixed_precision == "no"
+    told = [one.getMessage() for one in caplog.records]
+    assert bool(told) == (asked == "bf16")
+    assert all('training.precision is "no"; pass --training.precision bf16' in one for one in told)
+
+
+def test_another_precision_in_one_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    make_accelerator(precision="no", cpu=True)
+    with pytest.raises(
+        LaunchError, match='training.precision must be the same .* got "bf16" after another: start a new'
+    ):
+        make_accelerator(precision="bf16", cpu=True)
+
+
 def test_launch_of_one_process_for_several_is_refused() -> None:
     """The variables that `accelerate launch --cpu --num_processes 2` sets."""
     environment = {

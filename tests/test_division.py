@@ -56,6 +56,13 @@ def test_rule_by_hand() -> None:
     assert all(cutout_part(f"vehicle__{n}__x") == "test" for n in range(20)), "whatever their names say"
 
 
+def test_a_name_that_is_no_utf8_is_divided_by_its_bytes() -> None:
+    odd = b"\xc4pfel__a".decode("utf-8", "surrogateescape")  # as os.listdir gives it
+    tenth = int(hashlib.sha256(b"\xc4pfel__a").hexdigest(), 16) % 10
+    assert part_of(odd) == {0: "test", 1: "validation"}.get(tenth, "train")
+    assert len(split_hash([odd + "__1"], [odd])) == 64
+
+
 def test_views_of_one_look_are_on_one_side() -> None:
     for n in range(30):
         assert len({cutout_part(f"Apple__{n}__{view}") for view in range(24)}) == 1

@@ -45,6 +45,31 @@ def test_a_run_that_goes_on_without_wandb_keeps_its_name_there(tmp_path: Path) -
     assert tracking.state == {"wandb_id": "abc"}
 
 
+@pytest.mark.parametrize("name", ["_wandb", "_board"])
+def test_a_tracker_that_dies_is_told_nothing_more(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    tracking, asked = make(tmp_path, state={"wandb_id": "abc"}), []
+
+    class Gone:
+        def __getattr__(self, call: str) -> Any:
+            def fail(*_: Any, **__: Any) -> None:
+                asked.append(call)
+                raise ConnectionResetError("Connection reset by peer")
+
+            return fail
+
+    setattr(tracking, name, Gone())
+    tracking.write(1, {"loss": 0.5})
+    tracking.write(2, {"loss": 0.25})
+    tracking.write_picture(2, "samples", PICTURE)
+    tracking.close()
+    assert len(asked) == 1 and [line["loss"] for line in lines(tmp_path)] == [0.5, 0.25]
+    assert [one.getMessage() for one in caplog.records] == [
+        f"{'wandb' if name == '_wandb' else 'tensorboard'} is told nothing more (ConnectionResetError: Connection reset by peer): the "
+        "run goes on, and metrics.jsonl has all of it"
+    ]
+    assert tracking.state == {"wandb_id": "abc"}, "a run that goes on may try again"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 def test_a_full_disk_is_told_and_trackers_are_closed(tmp_path: Path) -> None:
     tracking, closed = make(tmp_path), []

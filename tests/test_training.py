@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 import sys
@@ -33,6 +34,7 @@ from sas.scene import Scene, SceneBatch, collate
 from sas.seeding import Keys
 from sas.storage import restored, shrunk
 from sas.training import NonFiniteError, Trainer, _split, learning_rate, sample_grid
+from sas.validation import Validation
 
 GOLDEN = Path(__file__).parent / "golden" / "loss.json"
 
@@ -613,10 +615,75 @@ def test_a_bad_picture_stops_the_run(scenes: str, tmp_path: Path, layers: Any, m
     message = refused(trainer)
     name = build_source(config).batch(4, [2]).ids[0]
     assert f"loss is not finite at step 4, items {name} (position 2); the weights were not changed" in message
-    assert f"last good checkpoint: {tmp_path / 'run' / 'checkpoints' / 'step-00000004'}" in message
-    assert "Lower training.learning_rate or check these items" in message
+    assert f"last checkpoint before: {tmp_path / 'run' / 'checkpoints' / 'step-00000004'}" in message
+    assert "Check these items, or begin another run with a lower training.learning_rate" in message
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 4
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_picture_that_is_gone_costs_no_step(tmp_path: Path) -> None:
+    """Steps made since the last checkpoint are kept, and the run goes on from them once the picture is back."""
+    scenes = write_scenes(tmp_path / "scenes")
+    config = tiny_config(
+        data_scenes=scenes, data_validation=scenes, logging_checkpoint_every=100, logging_validate_every=8
+    )
+    whole = train(config, tmp_path / "whole")
+
+    class Losing(Trainer):
+        def _train_step(self, step: int) -> tuple[dict[str, float], float]:
+            if step == 3:
+                raise InputError("image 7 cannot be used: image-missing")
+            return super()._train_step(step)
+
+    with pytest.raises(InputError, match="image-missing"):
+        Losing(config, tmp_path / "run", cpu=True, progress=False).run()
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
+    again = train(config, tmp_path / "run")
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+
+
+def test_a_missing_picture_to_validate_on_is_told_before_the_first_step(scenes: str, tmp_path: Path) -> None:
+    held = Path(write_scenes(tmp_path / "held"))
+    pictures = sorted(path for path in held.rglob("*") if path.suffix in (".png", ".jpg"))
+    pictures[-1].unlink()
+    config = tiny_config(data_scenes=scenes, data_validation=str(held), logging_validation_scenes=1000)
+    with pytest.raises(InputError, match=re.escape(pictures[-1].name)):
+        train(config, tmp_path / "run")
+    assert not read_metrics(tmp_path / "run") if (tmp_path / "run" / "metrics.jsonl").exists() else True
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints") is None
+
+
+def test_of_equal_scores_the_last_is_kept(scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = train(tiny_config(data_scenes=scenes, training_steps=2), tmp_path / "run")
+    with torch.no_grad():
+        for parameter in trainer.ema.shadow_params:
+            parameter.add_(1e-7)
+    before = (tmp_path / "run" / "pipeline" / "MANIFEST.json").read_bytes()
+    monkeypatch.setattr(Validation, "score", property(lambda _: trainer.best))
+    trainer._validate(None)
+    assert (tmp_path / "run" / "pipeline" / "MANIFEST.json").read_bytes() != before
+
+
+def test_data_that_changed_under_a_run_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scenes = write_scenes(tmp_path / "scenes")
+    train(tiny_config(data_scenes=scenes, training_steps=2), tmp_path / "run")
+    train(tiny_config(data_scenes=scenes, training_steps=3), tmp_path / "run")
+    assert "the data have changed" not in caplog.text
+    shutil.rmtree(tmp_path / "scenes")
+    write_scenes(tmp_path / "scenes", 4)
+    train(tiny_config(data_scenes=scenes, training_steps=4), tmp_path / "run")
+    assert re.search(
+        r"changed since the checkpoint \(6 scenes of hash \w{12} then, 4 scenes of hash \w{12} now\)", caplog.text
+    )
+
+
+def test_a_run_that_goes_on_does_not_keep_its_checkpoint_in_memory(
+    copied: Path, scenes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr("sas.training.latest_checkpoint", lambda path: read.append(latest_checkpoint(path)) or read[-1])
+    train(tiny_config(data_scenes=scenes, training_steps=9), copied)
+    assert read[0] is not None and not read[0].tensors and read[0].state
 
 
 def test_a_bad_weight_stops_the_run_before_the_first_step(scenes: str, tmp_path: Path) -> None:
@@ -627,7 +694,7 @@ def test_a_bad_weight_stops_the_run_before_the_first_step(scenes: str, tmp_path:
                 next(self.model.parameters())[0, 0] = math.inf
 
     message = refused(Broken(tiny_config(data_scenes=scenes), tmp_path / "run", cpu=True, progress=False))
-    assert "loss is not finite at step 0" in message and "last good checkpoint: none" in message
+    assert "loss is not finite at step 0" in message and "last checkpoint before: none" in message
     assert all(f"(position {position})" in message for position in range(4))
 
 

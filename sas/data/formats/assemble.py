@@ -152,6 +152,10 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
 
     # 2. The masks of each object.
     read = [_masks(raw, one, image.shape[:2], tell) for one in raw.objects]
+    for at, front in _behind_lost(raw, read, image.shape[:2], min_overlap).items():
+        words = f"it lies behind {front}, which is left out: without that it would count as nearer than it is"
+        tell("warning", "behind-lost", words, "drop", raw.objects[at].id)
+        read[at] = "lost"
     kept = [one for one, masks in zip(raw.objects, read, strict=True) if isinstance(masks, tuple)]
     found = [masks for masks in read if isinstance(masks, tuple)]
     lost = [one for one, masks in zip(raw.objects, read, strict=True) if masks == "lost"]
@@ -185,6 +189,52 @@ def assemble(raw: RawScene, *, min_overlap: float = DEFAULT_MIN_OVERLAP) -> tupl
         if not part.any():
             tell("warning", "invisible", "no pixel of the object is visible behind those in front", "drop", one.id)
     return scene.drop_invisible(), defects
+
+
+def _behind_lost(
+    raw: RawScene,
+    read: Sequence[_Masks | Literal["lost", "unseen", "empty"]],
+    size: tuple[int, ...],
+    min_overlap: float,
+) -> dict[int, str]:
+    """Objects behind one that is lost, or behind such a one: their places in the record, each with the id of what hides it. Of lost ones
+    counts what can be read of their masks, and what the file states of them in pairs."""
+    if "lost" not in read or not raw.ordered:
+        return {}
+    places = [at for at, masks in enumerate(read) if masks == "lost" or isinstance(masks, tuple)]
+    objects = [raw.objects[at] for at in places]
+    masks: list[_Masks] = []
+    for at, one in zip(places, objects, strict=True):
+        own = read[at]
+        masks.append(own if isinstance(own, tuple) else _readable(one, size))
+    full = np.stack([one[0] for one in masks])
+    order = infer_order(raw, objects, full, [one[1] for one in masks], lambda *_: None, min_overlap=min_overlap)
+    assert order is not None
+    shared = overlap_areas(full)
+    areas = np.diagonal(shared)
+    order &= (shared > min_overlap * areas[None, :]) | (areas == 0)[:, None]  # without a mask, what the file states
+    behind: dict[int, str] = {}
+    fronts = [row for row, at in enumerate(places) if read[at] == "lost"]
+    while fronts:
+        front = fronts.pop()
+        for row in np.flatnonzero(order[front]).tolist():
+            if read[places[row]] != "lost" and places[row] not in behind:
+                behind[places[row]] = objects[front].id
+                fronts.append(row)
+    return behind
+
+
+def _readable(one: RawObject, size: tuple[int, ...]) -> _Masks:
+    """Amodal and visible mask of an object that is left out, as far as they can be read."""
+    found: list[np.ndarray | None] = []
+    for mask in (one.amodal, one.visible):
+        try:
+            found.append(None if mask is None else decode(mask, *size)[0])
+        except BadSegmentation:
+            found.append(None)
+    full, visible = found
+    none = np.zeros(size, dtype=bool)
+    return (none if full is None else full) | (none if visible is None else visible), visible
 
 
 def _known(lost: Sequence[RawObject], size: tuple[int, ...], found: Sequence[_Masks]) -> np.ndarray:

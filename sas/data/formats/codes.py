@@ -249,6 +249,12 @@ CODES: dict[str, Meaning] = {
         "The stronger source wins, but a wrong order teaches wrong layers.",
         "Look at the two objects and correct the source that is wrong; a few in a large set are harmless.",
     ),
+    "behind-lost": Meaning(
+        "warning",
+        "An object lies behind one that is left out (a crowd region, or one whose masks cannot be read).",
+        "Without what hides it, it would count as nearer than it is and teach a wrong layer, so it is left out as well.",
+        "Correct the masks of the object in front.",
+    ),
     "order-unknown": Meaning(
         "warning",
         "Two objects overlap and nothing says which is in front.",
