@@ -134,6 +134,7 @@ class Trainer:
         self._calibration = (1.0, 0.0)  # of the stop head, until a validation finds one
         self._stop_signal: int | None = None
         self._told_to_leave = False
+        self._whole = True  # weights, averages and step belong together
         self._time_used = 0.0  # share of `max_minutes`, the same in all processes
 
     # ------------------------------------------------------------------ the run
@@ -171,7 +172,7 @@ class Trainer:
             try:
                 with self._reading() as self._batches:
                     self._loop(started, tracking)
-            except (NonFiniteError, InputError):
+            except Exception:
                 self._save_before_leaving(tracking)
                 raise
             finally:
@@ -196,6 +197,7 @@ class Trainer:
         while self.step < training.steps:
             losses, norm = self._train_step(self.step)
             self.step += 1
+            self._whole = True
             seen += training.batch_size
             # Half precision skips steps whose gradient overflows; those have no norm that could be averaged or stored.
             self._gather_window({**losses, **({"grad_norm": norm} if math.isfinite(norm) else {"skipped": 1.0})})
@@ -279,6 +281,7 @@ class Trainer:
             self._refuse("gradient", step, suspects)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step) * group.get("factor", 1.0)  # runs of before have none
+        self._whole = False
         self.optimizer.step()
         self.ema.step(self.model.parameters())
         return {name: sums[name] / sums["items"] for name in names if name != "items"}, norm
@@ -364,14 +367,16 @@ class Trainer:
         return [name for name, _ in self.model.named_parameters()]
 
     def _save_before_leaving(self, tracking: Tracking | None) -> None:
-        """Keep the steps made when a picture or a loss ends the run: neither has touched the weights. The others may be gone already."""
+        """Keep the steps made when an error ends the run, unless it struck while the weights were changed. The others may be gone already."""
+        if not self._whole:
+            return
         last = latest_checkpoint(self.checkpoints) if self.main else None
         # A forward pass has changed the running statistics of an encoder that has them; the step could not be made again as it was.
         if self.main and self.step > (last.step if last else 0) and not self._statistics:
             try:
                 self._write_checkpoint(tracking)
-            except InputError as error:  # the disk may be full, and what ended the run is to be told
-                logger.warning("%s", error)
+            except Exception as error:  # the disk may be full, or the GPU gone, and what ended the run is to be told
+                logger.warning("the steps since the last checkpoint could not be kept: %s", error)
             else:
                 logger.info("the steps made are kept: checkpoint of step %d", self.step)
 

@@ -621,7 +621,8 @@ def test_a_bad_picture_stops_the_run(scenes: str, tmp_path: Path, layers: Any, m
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4]
 
 
-def test_a_picture_that_is_gone_costs_no_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [InputError("image 7 cannot be used: image-missing"), RuntimeError("out of memory")])
+def test_an_error_between_steps_costs_no_step(tmp_path: Path, error: Exception) -> None:
     """Steps made since the last checkpoint are kept, and the run goes on from them once the picture is back."""
     scenes = write_scenes(tmp_path / "scenes")
     config = tiny_config(
@@ -632,14 +633,27 @@ def test_a_picture_that_is_gone_costs_no_step(tmp_path: Path) -> None:
     class Losing(Trainer):
         def _train_step(self, step: int) -> tuple[dict[str, float], float]:
             if step == 3:
-                raise InputError("image 7 cannot be used: image-missing")
+                raise error
             return super()._train_step(step)
 
-    with pytest.raises(InputError, match="image-missing"):
+    with pytest.raises(type(error), match=str(error)):
         Losing(config, tmp_path / "run", cpu=True, progress=False).run()
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
     again = train(config, tmp_path / "run")
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+
+
+def test_an_error_while_the_weights_change_keeps_none_of_it(scenes: str, tmp_path: Path) -> None:
+    class Torn(Trainer):
+        def _build(self) -> None:
+            super()._build()
+            whole = self.ema.step
+            self.ema.step = lambda values: whole(values) if self.step < 4 else 1 / 0
+
+    config = tiny_config(data_scenes=scenes, logging_checkpoint_every=3, logging_validate_every=100)
+    with pytest.raises(ZeroDivisionError):
+        Torn(config, tmp_path / "run", cpu=True, progress=False).run()
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
 
 
 def test_a_missing_picture_to_validate_on_is_told_before_the_first_step(scenes: str, tmp_path: Path) -> None:
