@@ -75,10 +75,10 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
     except ValueError as error:
         if "AcceleratorState has already been initialized" not in str(error):
             raise
-        raise LaunchError(
-            f'training.precision must be the same for all trainings of one Python process, got "{precision}" after another: start a new '
-            "process, in a notebook a new kernel"
-        ) from error
+        rule = f'training.precision must be the same for all trainings of one Python process, got "{precision}" after another'
+        if "cpu=True" in str(error):
+            rule = "trainings of one Python process must all be on the CPU or none, got cpu=True after one that was not"
+        raise LaunchError(f"{rule}: start a new process, in a notebook a new kernel") from error
     if accelerator.gradient_accumulation_steps != 1:
         raise LaunchError(
             f"accelerate's gradient accumulation must be 1, got {accelerator.gradient_accumulation_steps} "
@@ -87,12 +87,12 @@ def make_accelerator(*, precision: str, cpu: bool = False) -> Accelerator:
         )
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in ("no", precision) and accelerator.is_main_process:
+        cure = f"; pass --training.precision {asked} if you want it" if asked in ("fp16", "bf16") else ""
         logger.warning(
-            'mixed precision "%s" of `accelerate launch` or `accelerate config` is not used: training.precision is "%s"; pass '
-            "--training.precision %s if you want it",
+            'mixed precision "%s" of `accelerate launch` or `accelerate config` is not used: training.precision is "%s"%s',
             asked,
             precision,
-            asked,
+            cure,
         )
     if accelerator.distributed_type not in SUPPORTED:
         raise LaunchError(

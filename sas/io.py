@@ -7,7 +7,7 @@ complete.
 from __future__ import annotations
 
 import errno
-import glob
+import hashlib
 import json
 import logging
 import os
@@ -218,7 +218,8 @@ def atomic_folder(target: str | Path, *, own: str | None = None, new: bool = Fal
     place = Path(os.path.realpath(target))
     temporary = _beside(place, "tmp")
     try:
-        put_back(place)
+        if not new:
+            put_back(place)
         with suppress(FileNotFoundError):
             os.lstat(place)  # tells of a name that cannot be, for example one that is too long
         if os.path.lexists(place) and not place.is_dir():
@@ -289,6 +290,8 @@ def _swap(new: Path, target: Path) -> None:
         if aside.exists() and not target.exists():
             aside.rename(target)
         raise
+    with suppress(OSError):
+        aside = aside.rename(_beside(target, "tmp"))  # by that name `put_back` passes it over
     shutil.rmtree(aside, ignore_errors=True)
     if aside.exists():
         logger.warning("the old content of %s could not be removed and is left at %s", target, aside)
@@ -300,7 +303,8 @@ def put_back(target: str | Path) -> None:
     place = Path(os.path.realpath(target))
     with suppress(OSError):
         if not os.path.lexists(place):
-            aside = [path for path in place.parent.glob(glob.escape(_prefix(place, "old")) + "*") if path.is_dir()]
+            name = re.compile(re.escape(_prefix(place, "old")) + "[0-9a-f]{12}")
+            aside = [path for path in place.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]
             if aside:
                 max(aside, key=lambda path: path.stat().st_mtime).rename(place)
 
@@ -311,7 +315,10 @@ def _beside(path: Path, kind: str) -> Path:
 
 
 def _prefix(path: Path, kind: str) -> str:
-    return f".{path.name[:50]}.{kind}-"  # a name has 255 bytes at most
+    name = path.name
+    if len(name) > 50:  # a hidden name has 255 bytes at most
+        name = f"{name[:41]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    return f".{name}.{kind}-"
 
 
 WINDOWS = os.name == "nt"

@@ -144,11 +144,15 @@ class SASPipeline(DiffusionPipeline):
         """Another pipeline of the same network and scheduler, or of those that are named, as diffusers makes it."""
         # diffusers goes by the class that a signature names, and takes it for a foreign one if it names none. Without a type it would
         # turn the network, which is shared, to float32.
-        given = {"model": pipeline.model, "dtype": pipeline.dtype, **kwargs}
+        network: Any = kwargs.get("model", pipeline.model)
+        given = {"model": network, "dtype": _dtype(network), **kwargs}
         if "torch_dtype" in kwargs and "dtype" not in kwargs:
             del given["dtype"]
+        before = torch.finfo(pipeline.dtype).bits
         made = super().from_pipe(pipeline, **given)
         if made.model is pipeline.model:
+            if before < 32 and torch.finfo(pipeline.dtype).bits > before:
+                pipeline._weights_sha256 = None  # see `to`
             made._weights_sha256 = pipeline._weights_sha256
         return made  # type: ignore[no-any-return]
 
@@ -249,8 +253,7 @@ class SASPipeline(DiffusionPipeline):
     @property
     def dtype(self) -> torch.dtype:
         """Floating type of the network; float32 if it has no parameters."""
-        kinds = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
-        return next(kinds, torch.float32)
+        return _dtype(self.model)
 
     @property
     def model_info(self) -> ModelInfo:
@@ -720,6 +723,12 @@ def _refined(result: LayeredResult, image: np.ndarray, given: np.ndarray | None)
             mask = given[k] | (mask & near)
         masks.append(rle_encode(mask))
     return replace(result, refined=tuple(masks))
+
+
+def _dtype(model: torch.nn.Module) -> torch.dtype:
+    """Floating type of a network; float32 if it has no parameters."""
+    kinds = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return next(kinds, torch.float32)
 
 
 def _versions(model: torch.nn.Module) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ it.
 from __future__ import annotations
 
 import io as bytestream
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -517,7 +518,9 @@ class Layer:
 def _told(document: dict[str, Any]) -> dict[str, Any]:
     """What both files of a result know, by which a pair of two different results is noticed."""
     areas = [layer.get("area") if isinstance(layer, dict) else None for layer in document["layers"]]
-    return {"areas": areas, **{name: document[name] for name in ("ensemble", "stop", "model")}}
+    told = {"areas": areas, **{name: document[name] for name in ("ensemble", "stop", "model")}}
+    # As it comes back from a file: a name that is no UTF-8 loses what it cannot say.
+    return json.loads(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace"))  # type: ignore[no-any-return]
 
 
 def _largest(maps: np.ndarray, geometry: Geometry) -> np.ndarray:

@@ -135,6 +135,7 @@ class Trainer:
         self._stop_signal: int | None = None
         self._told_to_leave = False
         self._whole = True  # weights, averages and step belong together
+        self._saved_step = 0
         self._time_used = 0.0  # share of `max_minutes`, the same in all processes
 
     # ------------------------------------------------------------------ the run
@@ -368,11 +369,11 @@ class Trainer:
 
     def _save_before_leaving(self, tracking: Tracking | None) -> None:
         """Keep the steps made when an error ends the run, unless it struck while the weights were changed. The others may be gone already."""
-        if not self._whole:
+        kept = (*self.model.state_dict().values(), *self.ema.shadow_params)
+        if not self._whole or not all(torch.isfinite(value).all() for value in kept if value.is_floating_point()):
             return
-        last = latest_checkpoint(self.checkpoints) if self.main else None
         # A forward pass has changed the running statistics of an encoder that has them; the step could not be made again as it was.
-        if self.main and self.step > (last.step if last else 0) and not self._statistics:
+        if self.main and self.step > self._saved_step and not self._statistics:
             try:
                 self._write_checkpoint(tracking)
             except Exception as error:  # the disk may be full, or the GPU gone, and what ended the run is to be told
@@ -412,6 +413,7 @@ class Trainer:
                 },
                 keep=self.config.logging.keep_checkpoints,
             )
+        self._saved_step = self.step
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -422,7 +424,7 @@ class Trainer:
         self.optimizer.load_state_dict(optimizer_from_tensors(checkpoint.tensors["optimizer"], state["optimizer"]))
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = checkpoint.step
+        self.step = self._saved_step = checkpoint.step
         self.best = -math.inf if state["best"] is None else state["best"]
         self.validated = state.get("validated", checkpoint.step)  # runs of before validated first
         before, now = state["config"].get("logging", {}), self.config.logging.model_dump(mode="json")

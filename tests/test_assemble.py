@@ -234,6 +234,41 @@ def test_what_lies_behind_a_lost_object_is_no_front_layer(picture: Path, lost: d
     assert scene.known is not None and not (scene.known & RIGHT & ~FAR).any() and scene.known[0, 0]
 
 
+def test_what_another_object_hides_is_not_behind_a_lost_one(picture: Path) -> None:
+    """A crowd all over the picture without a visible mask; FRONT is seen whole, LEFT only where FRONT does not hide it."""
+    everything, front = np.ones((HEIGHT, WIDTH), dtype=bool), LEFT.copy()
+    front[11] = False
+    objects = (
+        RawObject("1", "crowd", everything, crowd=True),
+        RawObject("2", "front", front, visible=front),
+        RawObject("3", "left", LEFT, visible=LEFT & ~front),
+    )
+    scene, defects = assemble(scene_of(picture, *objects))
+    assert (
+        scene is not None and scene.names == ("front", "left") and told(defects) == [("warning", "crowd", "drop", "1")]
+    )
+    bare = tuple(replace(one, visible=None) for one in objects)
+    scene, defects = assemble(scene_of(picture, *bare))
+    assert scene is not None and len(scene) == 2, "nothing says who is in front"
+
+
+def test_the_first_object_behind_a_lost_one_is_logged(picture: Path, caplog: pytest.LogCaptureFixture) -> None:
+    raw = scene_of(picture, RawObject("1", "a", LEFT, crowd=True, rank=1), RawObject("2", "b", RIGHT, rank=2))
+
+    class One(AnnotatedScenes):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def __len__(self) -> int:
+            return 1
+
+        def raw(self, index: int) -> tuple[RawScene, list[Defect]]:
+            return raw, []
+
+    One()[0]
+    assert "object=2 behind-lost: it lies behind 1" in caplog.text
+
+
 def test_pairs_name_what_lies_behind_a_lost_object_without_a_mask(picture: Path) -> None:
     objects = (RawObject("1", "a", [[1, 1, 2, 2]]), RawObject("2", "b", RIGHT), RawObject("3", "c", FAR))
     scene, defects = assemble(scene_of(picture, *objects, pairs=(("1", "2"),)))

@@ -1113,6 +1113,37 @@ def test_a_kill_while_a_folder_is_exchanged_loses_nothing(tmp_path, struck):
         with atomic_folder(place, own="b") as folder:
             (folder / "b").write_text("new")
         assert sorted(path.name for path in place.iterdir()) == ["a", "b"], "what else stood there stays"
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / ".none.old-0123456789ab").write_text("a file")
     put_back(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_put_back_is_ones_own(tmp_path):
+    """Neither the folder of another name that begins alike, nor one that somebody else is writing."""
+    (tmp_path / ".a.old-x.tmp-0123456789ab").mkdir()
+    put_back(tmp_path / "a")
+    long = [tmp_path / ("n" * 60 + str(k)) for k in (1, 2)]
+    for place in long:
+        with atomic_folder(place) as folder:
+            (folder / "own").write_text(place.name)
+            (aside,) = (path for path in tmp_path.iterdir() if path.name.startswith(".nnn"))
+    hidden = tmp_path / aside.name.replace(".tmp-", ".old-")  # of the second
+    long[1].rename(hidden)
+    long[0].rename(tmp_path / "elsewhere")
+    put_back(long[0])
+    assert not long[0].exists() and hidden.exists()
+    put_back(long[1])
+    assert (long[1] / "own").read_text() == long[1].name and not (tmp_path / "a").exists()
+
+
+def test_what_is_left_of_an_exchange_that_was_finished_is_passed_over(tmp_path, monkeypatch):
+    for words in ("old", "new"):
+        with monkeypatch.context() as patched:
+            patched.setattr("sas.io.shutil.rmtree", lambda *_, **__: None)  # killed before it could clean up
+            with atomic_folder(tmp_path / "out") as folder:
+                (folder / "a").write_text(words)
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "out").rename(tmp_path / "gone")
+    put_back(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

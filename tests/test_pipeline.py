@@ -833,6 +833,13 @@ def test_another_pipeline_of_the_same_network(tiny_pipe: SASPipeline) -> None:
 def test_another_pipeline_names_the_weights_of_the_first(saved: Path) -> None:
     first = load(saved)
     assert SASPipeline.from_pipe(first).model_info.sha256 == first.model_info.sha256
+    first.to(torch.bfloat16)
+    wider = SASPipeline.from_pipe(first, dtype=torch.float32)
+    file = load(saved).model_info.sha256
+    assert file not in (wider.model_info.sha256, first.model_info.sha256), "rounded, and shared"
+    network = load(saved).model
+    assert SASPipeline.from_pipe(first.to(torch.bfloat16), model=network).dtype == torch.float32, "it is another's"
+    first = load(saved)
     other = SASPipeline.from_pipe(first, model=load(saved).model)
     assert other.model_info.sha256 != first.model_info.sha256, "a network that nobody has read from that file here"
 

@@ -361,6 +361,11 @@ def test_what_a_result_tells_is_the_readers_own(result: LayeredResult) -> None:
     assert result.instances[0]["segmentation"] is result.instances[0]["segmentation"], "masks are made once"
 
 
+def test_a_model_whose_name_is_no_utf8_comes_back(tmp_path: Path, layers: np.ndarray, result: LayeredResult) -> None:
+    odd = replace(result, model=replace(result.model, id="gewichte-\udcc4"))
+    assert LayeredResult.load(odd.save(tmp_path / "out")).model.id == "gewichte-?"
+
+
 def test_load_refuses_files_of_two_results(tmp_path: Path, result: LayeredResult, layers: np.ndarray) -> None:
     folder = result.save(tmp_path / "out")
     other = replace(result, settings=replace(result.settings, seed=result.settings.seed + 1))

@@ -643,6 +643,37 @@ def test_an_error_between_steps_costs_no_step(tmp_path: Path, error: Exception) 
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
 
 
+def test_weights_that_are_not_finite_replace_no_checkpoint(scenes: str, tmp_path: Path) -> None:
+    class Struck(Trainer):
+        def _train_step(self, step: int) -> tuple[dict[str, float], float]:
+            if step == 3:
+                with torch.no_grad():
+                    next(self.model.parameters())[0, 0] = math.nan
+            return super()._train_step(step)
+
+    config = tiny_config(
+        data_scenes=scenes, logging_checkpoint_every=2, logging_validate_every=100, logging_keep_checkpoints=1
+    )
+    with pytest.raises(NonFiniteError):
+        Struck(config, tmp_path / "run", cpu=True, progress=False).run()
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 2
+
+
+def test_a_damaged_checkpoint_does_not_hide_what_ended_the_run(scenes: str, tmp_path: Path) -> None:
+    class Losing(Trainer):
+        def _train_step(self, step: int) -> tuple[dict[str, float], float]:
+            if step == 3:
+                (file,) = (tmp_path / "run" / "checkpoints").glob("step-*/MANIFEST.json")
+                file.write_text("{}")
+                raise InputError("image 7 cannot be used")
+            return super()._train_step(step)
+
+    config = tiny_config(data_scenes=scenes, logging_checkpoint_every=2, logging_validate_every=100)
+    with pytest.raises(InputError, match="image 7 cannot be used"):
+        Losing(config, tmp_path / "run", cpu=True, progress=False).run()
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
+
+
 def test_an_error_while_the_weights_change_keeps_none_of_it(scenes: str, tmp_path: Path) -> None:
     class Torn(Trainer):
         def _build(self) -> None:

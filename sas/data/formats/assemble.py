@@ -116,7 +116,7 @@ class AnnotatedScenes(Reopened, Sequence[Scene], ABC):
             one
             for one in defects
             if (one.severity == "error" and one.action in ("drop", "repair"))
-            or (one.code in LOST_WITH_A_WARNING and one.action == "drop")
+            or (one.code in (*LOST_WITH_A_WARNING, "behind-lost") and one.action == "drop")
         ]
         if lost and "lost" not in self.told:
             self.told.add("lost")
@@ -203,10 +203,17 @@ def _behind_lost(
         return {}
     places = [at for at, masks in enumerate(read) if masks == "lost" or isinstance(masks, tuple)]
     objects = [raw.objects[at] for at in places]
+    shown = [masks[1] for masks in read if isinstance(masks, tuple)]
+    known = [visible for visible in shown if visible is not None]
     masks: list[_Masks] = []
     for at, one in zip(places, objects, strict=True):
         own = read[at]
-        masks.append(own if isinstance(own, tuple) else _readable(one, size))
+        if not isinstance(own, tuple):
+            full, visible = _readable(one, size)
+            if visible is None and len(known) == len(shown):
+                visible = full & ~np.any(known, axis=0) if known else full  # where nothing else is seen
+            own = full, visible
+        masks.append(own)
     full = np.stack([one[0] for one in masks])
     order = infer_order(raw, objects, full, [one[1] for one in masks], lambda *_: None, min_overlap=min_overlap)
     assert order is not None
