@@ -148,8 +148,8 @@ def test_a_folder_with_something_else_is_refused_first(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize(("field", "value"), [("mask_scale", 0.3), ("data_split", "0" * 64), ("image_range", "unit")])
 def test_weights_that_were_trained_otherwise(field: str, value: object, tmp_path: Path) -> None:
-    one = saved(tmp_path / "one", seed=1, changes={"image_range": "signed"})
-    other = saved(tmp_path / "other", seed=2, changes={"image_range": "signed", field: value})
+    one = saved(tmp_path / "one", seed=1, changes={"image_range": "bytes"})
+    other = saved(tmp_path / "other", seed=2, changes={"image_range": "bytes", field: value})
     with pytest.raises(InputError, match=rf"weights {other} must have the {field} of {one}"):
         average_weights([one, other])
     assert main(["average", str(one), str(other), "--out", str(tmp_path / "mean")]) != 0
