@@ -17,6 +17,7 @@ from sas import cli_data
 from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, parse
 from sas.config import Config, ConfigError, faults, load_config
 from sas.imports import quick_imports, share_cores
+from sas.provenance import LARGEST
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +137,7 @@ def _sample(options: Sample) -> int:
         raise UsageError(
             "pictures must have names, got an empty one: leave it out, or look at what should have filled it in"
         )
-    _check_counts(options, members=4096, steps=1_000_000, max_layers=1024, batch_size=1_000_000)
+    _check_counts(options, "members", "steps", "max_layers", "batch_size")
     if options.mode == "marginal" and options.steps not in (None, 1):
         raise UsageError(
             f"--steps must be 1 with --mode marginal, got {options.steps}; leave it out, or leave out --mode"
@@ -196,10 +197,11 @@ def _sample(options: Sample) -> int:
     return FAILED if bad or failures else 0
 
 
-def _check_counts(options: object, **most: int) -> None:
-    """UsageError unless each of these options, if it is given, lies from 1 to its largest value."""
-    for name, largest in most.items():
+def _check_counts(options: object, *names: str) -> None:
+    """UsageError unless each of these options, if it is given, lies from 1 to the largest value of the argument that it sets."""
+    for name in names:
         value = getattr(options, name)
+        largest = LARGEST[{"members": "ensemble_size", "steps": "num_inference_steps"}.get(name, name)]
         if value is not None and not 1 <= value <= largest:
             rule = "at least 1" if value < 1 else f"at most {largest}"
             raise UsageError(
@@ -276,7 +278,7 @@ def _dry_run(settings: Config, out: Path, *, cpu: bool, init_from: str | None) -
 
 
 def _evaluate(options: Evaluate) -> int:
-    _check_counts(options, members=4096, steps=1_000_000)
+    _check_counts(options, "members", "steps")
     if not options.out:
         raise UsageError("--out must name a folder, got nothing; pass --out results")
     from dataclasses import replace

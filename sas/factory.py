@@ -23,7 +23,7 @@ from sas.data.formats.registry import FORMATS, open_format
 from sas.data.shards import Shards
 from sas.data.solids import FAMILIES
 from sas.data.source import SceneLoader, SceneSource
-from sas.data.split import TEST_FAMILIES, Part, cutout_part, part_of, split_hash
+from sas.data.split import TEST_FAMILIES, Part, cutout_part, name_bytes, part_of, split_hash
 from sas.diffusion import DiffusionObjective, MaskCodec
 from sas.io import InputError
 from sas.items import Corruption
@@ -407,7 +407,7 @@ def fingerprint(source: SceneSource) -> str:
         return f"{len(source.scenes)} scenes" + (f" of hash {str(digest)[:12]}" if digest else "")
     if not isinstance(source, Composer):
         return ""
-    names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    names = hashlib.sha256(name_bytes("\n".join(source.names))).hexdigest()[:12]
     return f"{len(source.names)} cutouts with names of hash {names}, {len(source.backgrounds)} backgrounds"
 
 

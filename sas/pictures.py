@@ -111,9 +111,9 @@ def read_image(source: str | Path | Image.Image | np.ndarray | torch.Tensor, *, 
     """Any supported image as a new, writable, contiguous uint8 array (H, W, 3), RGB.
 
     Files (PNG, JPEG, WebP, BMP, TIFF; the first frame of several) and PIL images: EXIF orientation applied, alpha
-    composited on white, grey, palette and CMYK converted, 16-bit grey rescaled by 65535, of
-    16-bit colours the upper half kept, as Pillow reads them. Float pictures (mode F) must
-    lie in [0, 1] or in [0, 255]; one that exceeds 1 nowhere is read as [0, 1].
+    composited on white, grey, palette and CMYK converted, 16-bit grey rescaled by 65535, of 16-bit colours the upper half
+    kept, as Pillow reads them. Float pictures (mode F) must lie in [0, 1] or in [0, 255]; one that exceeds 1 nowhere is
+    read as [0, 1].
     NumPy: uint8, uint16 or float in [0, 1], of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
     torch: uint8 or float in [0, 1], channels first as usual there: (1, H, W), (3, H, W) or (4, H, W).
     At most `PIL.Image.MAX_IMAGE_PIXELS` pixels, however they come.

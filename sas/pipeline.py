@@ -36,7 +36,7 @@ from sas.pretrained import (
     state_hash,
     verify_weights,
 )
-from sas.provenance import Consensus, EnsembleSettings, ModelInfo, Stop, check_noise_scale
+from sas.provenance import LARGEST, Consensus, EnsembleSettings, ModelInfo, Stop, check_noise_scale
 from sas.refine import refine_soft, working_size
 from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
@@ -101,7 +101,7 @@ class SASPipeline(DiffusionPipeline):
             "min_overlap": min_overlap,
             "image_range": image_range,
         }
-        _check_defaults(defaults)
+        _check_arguments(defaults)
         if isinstance(model, torch.nn.Module):
             # 8 to 24 % faster on a CPU, and what tensor cores want. Here, not when loading: another layout rounds differently,
             # and a pipeline must give what it gives after it was saved and loaded.
@@ -175,7 +175,7 @@ class SASPipeline(DiffusionPipeline):
             raise InputError(
                 "use_safetensors must be True, got False; pickled weights can run any code and are refused"
             )
-        _check_defaults(kwargs)
+        _check_arguments(kwargs)
         folder = find_weights(weights)
         if folder is None:
             try:
@@ -554,13 +554,13 @@ class SASPipeline(DiffusionPipeline):
             raise ValueError(
                 f'num_inference_steps must be 1 in mode "marginal", got {num_inference_steps}: leave it out or use mode="diffusion"'
             )
-        if consensus not in (None, *get_args(Consensus)):
-            raise ValueError(f'consensus must be "medoid" or "mean", got {consensus!r}: choose one of them')
+        if consensus is not None:
+            _check_arguments({"consensus": consensus})
         members = config.ensemble_size if ensemble_size is None else ensemble_size
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         steps = _integer("num_inference_steps", steps, low=1, high=self.scheduler.config.num_train_timesteps)
         return EnsembleSettings(
-            members=_integer("ensemble_size", members, low=1, high=4096),
+            members=_integer("ensemble_size", members, low=1, high=LARGEST["ensemble_size"]),
             steps=1 if mode == "marginal" else steps,
             seed=_integer("seed", 0 if seed is None else seed, low=0, high=MAX_SEED),
             consensus=config.consensus if consensus is None else consensus,  # type: ignore[arg-type]
@@ -579,8 +579,7 @@ class SASPipeline(DiffusionPipeline):
         """`value`, or the threshold in the weights for None. ValueError unless it lies in (0, 1] and the weights have a stop output."""
         if value is None:
             return float(self.config.stop_threshold)
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
-            raise ValueError(f"stop_threshold must lie in (0, 1], got {value!r}: lower values draw fewer layers")
+        _check_arguments({"stop_threshold": value})
         if not self.config.stop_head:
             raise ValueError(
                 f"stop_threshold has no effect on weights without a stop output, got {value!r}: leave it out"
@@ -611,8 +610,7 @@ class SASPipeline(DiffusionPipeline):
         cumulative: str | None,
         output_type: str,
     ) -> None:
-        _integer("max_layers", max_layers, low=1, high=1024)
-        _integer("batch_size", batch_size, low=1, high=1_000_000)
+        _check_arguments({"max_layers": max_layers, "batch_size": batch_size})
         if seed is not None and generator is not None:
             raise ValueError(
                 f"seed and generator exclude each other, got seed={seed} and a generator: pass one of them"
@@ -762,22 +760,26 @@ def _drawn_seed(generator: torch.Generator) -> int:
     return int(torch.randint(0, 2**62, (1,), generator=generator, device=generator.device))
 
 
-_COUNTS = {"num_inference_steps": 10_000, "ensemble_size": 4096, "max_layers": 1024}
-_FRACTIONS = {"threshold": "()", "void_area": "[)", "stop_threshold": "(]", "min_overlap": "[)"}
+_FRACTIONS = {
+    "threshold": ("()", "pass a fraction"),
+    "void_area": ("[)", "pass a fraction"),
+    "stop_threshold": ("(]", "lower values draw fewer layers"),
+    "min_overlap": ("[)", "pass a fraction"),
+}
 _CHOICES = {"consensus": get_args(Consensus), "image_range": ("unit", "bytes")}
 
 
-def _check_defaults(values: Mapping[str, Any]) -> None:
-    """ValueError that names the argument unless each of these defaults of sampling that is given is one that sampling could use."""
-    for name, most in _COUNTS.items():
+def _check_arguments(values: Mapping[str, Any]) -> None:
+    """ValueError that names the argument unless each of these arguments of sampling that is given is one that it could use."""
+    for name, most in LARGEST.items():
         if name in values:
             _integer(name, values[name], low=1, high=most)
-    for name, ends in _FRACTIONS.items():
+    for name, (ends, cure) in _FRACTIONS.items():
         if name in values:
             value = values[name]
             number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not (0 < value < 1 or (value == 0 and ends[0] == "[") or (value == 1 and ends[1] == "]")):
-                raise ValueError(f"{name} must lie in {ends[0]}0, 1{ends[1]}, got {value!r}: pass a fraction")
+                raise ValueError(f"{name} must lie in {ends[0]}0, 1{ends[1]}, got {value!r}: {cure}")
     if "noise_scale" in values:
         check_noise_scale(values["noise_scale"], name="noise_scale")
     for name, choices in _CHOICES.items():

@@ -850,7 +850,7 @@ def test_another_pipeline_names_the_weights_of_the_first(saved: Path) -> None:
         ({"image_range": "byte"}, 'image_range must be "unit" or "bytes", got \'byte\': choose one of them'),
         ({"threshold": 2.0}, "threshold must lie in (0, 1), got 2.0: pass a fraction"),
         ({"void_area": -1.0}, "void_area must lie in [0, 1), got -1.0: pass a fraction"),
-        ({"stop_threshold": 7.0}, "stop_threshold must lie in (0, 1], got 7.0: pass a fraction"),
+        ({"stop_threshold": 7.0}, "stop_threshold must lie in (0, 1], got 7.0: lower values draw fewer layers"),
         ({"min_overlap": 3.0}, "min_overlap must lie in [0, 1), got 3.0: pass a fraction"),
         ({"noise_scale": 9.0}, "noise_scale must be a number from 0 to 2, got 9.0: "),
         ({"ensemble_size": 0}, "ensemble_size must be an integer from 1 to 4096, got 0: pass a number in that range"),

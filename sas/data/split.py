@@ -18,7 +18,7 @@ TEST_FAMILIES = ("ring", "bottle")
 
 def part_of(key: str) -> Part:
     """Part of a key: of ten, one is for testing and one for validation."""
-    tenth = int(hashlib.sha256(_bytes(key)).hexdigest(), 16) % 10
+    tenth = int(hashlib.sha256(name_bytes(key)).hexdigest(), 16) % 10
     return "test" if tenth == 0 else "validation" if tenth == 1 else "train"
 
 
@@ -39,9 +39,9 @@ def split_hash(cutouts: Iterable[str], backgrounds: Iterable[str]) -> str:
     """SHA-256 of a division: of one sorted line `key part` for each cutout's key and each background's name."""
     keys = {cutout_key(name): cutout_part(name) for name in cutouts}
     lines = [f"{key} {part}" for key, part in keys.items()] + [f"{name} {part_of(name)}" for name in set(backgrounds)]
-    return hashlib.sha256(_bytes("\n".join(sorted(lines)))).hexdigest()
+    return hashlib.sha256(name_bytes("\n".join(sorted(lines)))).hexdigest()
 
 
-def _bytes(name: str) -> bytes:
+def name_bytes(name: str) -> bytes:
     """A name as the file system has it, also where that is no UTF-8."""
     return name.encode("utf-8", "surrogateescape")

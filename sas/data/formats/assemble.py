@@ -232,16 +232,13 @@ def _behind_lost(
 
 
 def _readable(one: RawObject, size: tuple[int, ...]) -> _Masks:
-    """Amodal and visible mask of an object that is left out, as far as they can be read."""
-    found: list[np.ndarray | None] = []
-    for mask in (one.amodal, one.visible):
-        try:
-            found.append(None if mask is None else decode(mask, *size)[0])
-        except BadSegmentation:
-            found.append(None)
-    full, visible = found
-    none = np.zeros(size, dtype=bool)
-    return (none if full is None else full) | (none if visible is None else visible), visible
+    """All that is drawn of an object that is left out, and its visible mask, as far as they can be read."""
+    found: dict[str, np.ndarray] = {}
+    for name, mask in (("amodal", one.amodal), ("visible", one.visible), ("invisible", one.invisible)):
+        if mask is not None:
+            with suppress(BadSegmentation):
+                found[name] = decode(mask, *size)[0]
+    return np.any([np.zeros(size, dtype=bool), *found.values()], axis=0), found.get("visible")
 
 
 def _known(lost: Sequence[RawObject], size: tuple[int, ...], found: Sequence[_Masks]) -> np.ndarray:
@@ -249,10 +246,7 @@ def _known(lost: Sequence[RawObject], size: tuple[int, ...], found: Sequence[_Ma
     seen there of others."""
     known = np.ones(size, dtype=bool)
     for one in lost:
-        for mask in (one.amodal, one.visible, one.invisible):
-            if mask is not None:
-                with suppress(BadSegmentation):
-                    known &= ~decode(mask, *size)[0]
+        known &= ~_readable(one, size)[0]
     for _, visible in found:
         if visible is not None:
             known |= visible
