@@ -55,7 +55,7 @@ RULES = (
     "First three layers: for each image the mean over those of its first three layers that it has, then over images.",
     "Pixel AP is the area under the precision-recall curve of a layer's probability map; a missing layer scores 0.",
     "Instances are matched one to one by the Hungarian method on IoU; an unmatched true instance scores 0, a surplus one costs nothing.",
-    "miou full, invisible iou and instance iou by occlusion are means over all instances, and n counts instances.",
+    "miou full, invisible iou and both by occlusion are means over all instances, and n counts instances.",
     f"An instance counts as occluded if more than {OCCLUDED_ABOVE:.0%} of its amodal area is hidden.",
     "Invisible-part IoU compares both masks without the instance's visible pixels; an unmatched instance scores 0.",
     "Order accuracy is over pairs of which one occludes the other: both must be matched, and the front one's layer smaller; "
@@ -469,6 +469,11 @@ def aggregate(rows: Sequence[dict[str, Any]]) -> dict[str, Score]:
             scores[f"instance_iou_occluded_{name}"] = _instance_mean(
                 [row["instance_ious"][_bins(row["occlusion"]) == number] for row in ordered]
             )
+        for number, name in enumerate(metrics.bin_names()):
+            if number:  # what is not occluded has no hidden part
+                scores[f"invisible_iou_occluded_{name}"] = _instance_mean(
+                    [row["invisible_ious"][_bins(row["occlusion"]) == number] for row in ordered]
+                )
     scores["seconds_per_image"] = _median([row["seconds_per_image"] for row in rows if "seconds_per_image" in row])
     return scores
 

@@ -102,6 +102,7 @@ class SASPipeline(DiffusionPipeline):
             "image_range": image_range,
         }
         _check_arguments(defaults)
+        _check_sizes(model, image_size=image_size, mask_size=mask_size)
         if isinstance(model, torch.nn.Module):
             # 8 to 24 % faster on a CPU, and what tensor cores want. Here, not when loading: another layout rounds differently,
             # and a pipeline must give what it gives after it was saved and loaded.
@@ -786,6 +787,17 @@ def _check_arguments(values: Mapping[str, Any]) -> None:
         if name in values and values[name] not in choices:
             rule = " or ".join(f'"{one}"' for one in choices)
             raise ValueError(f"{name} must be {rule}, got {values[name]!r}: choose one of them")
+
+
+def _check_sizes(model: Any, *, image_size: int, mask_size: int) -> None:
+    """ValueError unless images and masks are as large as the network was built for, as far as its configuration tells."""
+    built = getattr(model, "config", None)
+    if not isinstance(built, Mapping):
+        return
+    for name, value in (("image_size", image_size), ("mask_size", mask_size)):
+        own = built.get(name, built.get("size"))
+        if own is not None and value != own:
+            raise ValueError(f"{name} must be what the network was built for, {own}, got {value!r}: pass {own}")
 
 
 def _integer(name: str, value: object, *, low: int, high: int) -> int:

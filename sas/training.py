@@ -256,7 +256,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         parts = _split(self.positions, training.micro_batch)
         totals: dict[str, torch.Tensor] = {}
-        suspects: list[str] = []
+        judged: list[tuple[torch.Tensor, torch.Tensor, tuple[str, ...], range]] = []
         device = self.accelerator.device
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         for number, positions in enumerate(parts):
@@ -268,7 +268,7 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.losses):
                 losses = self.losses(batch, keys)
                 self.accelerator.backward(losses["loss"].sum() / training.batch_size)
-            suspects += _not_finite(losses["loss"], batch, positions, self.config.data.layers)
+            judged.append((losses["loss"].detach(), batch.item_counts, batch.ids, positions))
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach().to(wide).sum()
             totals["items"] = totals.get("items", torch.zeros((), device=batch.image.device)) + len(losses["loss"])
@@ -276,10 +276,11 @@ class Trainer:
         summed = sum_over_processes(self.accelerator, torch.stack([totals[n].to(wide) for n in names]))
         sums = dict(zip(names, summed.tolist(), strict=True))  # at once: each look at a GPU's numbers waits for it
         if not math.isfinite(sums["loss"]):
-            self._refuse("loss", step, suspects)
+            layers = self.config.data.layers
+            self._refuse("loss", step, [name for part in judged for name in _not_finite(*part, layers)])
         norm = self._scaled_norm(sums["items"])
         if not math.isfinite(norm) and self.accelerator.scaler is None:
-            self._refuse("gradient", step, suspects)
+            self._refuse("gradient", step, [])
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step) * group.get("factor", 1.0)  # runs of before have none
         self._whole = False
@@ -608,16 +609,20 @@ def _split(positions: range, most: int | None) -> list[range]:
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
-def _not_finite(losses: torch.Tensor, batch: SceneBatch, positions: range, layers: Literal["all"] | int) -> list[str]:
-    """Names of the pictures of a micro-batch if a loss of it is not finite."""
-    if torch.isfinite(losses).all():
-        return []
+def _not_finite(
+    losses: torch.Tensor,
+    item_counts: torch.Tensor,
+    ids: tuple[str, ...],
+    positions: range,
+    layers: Literal["all"] | int,
+) -> list[str]:
+    """Names of the pictures of a micro-batch of which a loss is not finite. losses: (M,), one an item; the others, one a picture."""
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-    items_a_picture = batch.item_counts.tolist() if layers == "all" else [layers] * len(batch)
+    items_a_picture = item_counts.tolist() if layers == "all" else [layers] * len(ids)
     owner = [b for b, count in enumerate(items_a_picture) for _ in range(count)]
-    if len(owner) != len(losses):
-        return list(batch.ids)
-    return sorted({f"{batch.ids[owner[m]]} (position {positions[owner[m]]})" for m in bad})
+    if bad and len(owner) != len(losses):
+        return list(ids)
+    return sorted({f"{ids[owner[m]]} (position {positions[owner[m]]})" for m in bad})
 
 
 def _compiled(model: Any) -> Any:

@@ -78,7 +78,8 @@ def make_tiny_pipe() -> Callable[..., SASPipeline]:
     def make(*, seed: int = 0, **defaults: object) -> SASPipeline:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = ConcatUNet(size=16, channels=(8, 16), patch=2, norm_groups=4, heads=0).eval()
+            size = int(defaults.get("image_size", 16))  # type: ignore[call-overload]
+            model = ConcatUNet(size=size, channels=(8, 16), patch=2, norm_groups=4, heads=0).eval()
         scheduler = DDIMScheduler(
             prediction_type="sample", rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample_range=0.5
         )

@@ -160,11 +160,14 @@ def test_aggregate_of_two_scenes_by_hand(pair_report: Report) -> None:
         "false_layers_at_most_one_object": (0.0, 1),
         "instance_iou_occluded_0": (0.5, 2),  # object 0 of A, and B's
         "instance_iou_occluded_(0.1, 0.25]": (0.75, 1),  # 4/16 hidden: the upper end belongs to the bin
+        "invisible_iou_occluded_(0.1, 0.25]": (0.5, 1),
     }
     for name, (value, n) in expected.items():
         assert pair_report.scores[name].value == pytest.approx(value), name
         assert pair_report.scores[name].n == n, name
-    empty = {f"instance_iou_occluded_{name}" for name in bin_names()} - set(expected)
+    binned = {f"instance_iou_occluded_{name}" for name in bin_names()}
+    binned |= {f"invisible_iou_occluded_{name}" for name in bin_names()[1:]}
+    empty = binned - set(expected)
     assert all(math.isnan(pair_report.scores[name].value) and pair_report.scores[name].n == 0 for name in empty)
     assert set(pair_report.scores) == set(expected) | empty | {"seconds_per_image"}
 

@@ -509,7 +509,7 @@ def test_the_empty_item_is_not_taught_where_more_is_left(tiny_scene: Scene) -> N
     assert (losses["stop"][:4] > 0).all() and (losses["loss"][:7] > 0).all()
     assert not losses["stop"][4:].any(), "a picture without an end does not teach that it never comes"
     losses["loss"][2] = losses["loss"][5] = losses["loss"][7] = torch.nan
-    words = _not_finite(losses["loss"].detach(), batch, range(3), "all")
+    words = _not_finite(losses["loss"].detach(), batch.item_counts, batch.ids, range(3), "all")
     assert words == ["empty (position 2)", "partial (position 1)", "tiny (position 0)"]
 
 

@@ -868,6 +868,14 @@ def test_defaults_are_looked_at_where_they_are_given(saved: Path, options: dict[
         SASPipeline(pipe.model, pipe.scheduler, **options)
 
 
+def test_sizes_are_those_of_the_network(saved: Path) -> None:
+    pipe = load(saved)
+    with pytest.raises(ValueError, match="^mask_size must be what the network was built for, 16, got 32: pass 16$"):
+        SASPipeline(pipe.model, pipe.scheduler, image_size=16, mask_size=32)
+    with pytest.raises(InputError, match=r"\(image_size must be what the network was built for, 16, got 64: pass 16\)"):
+        load(saved, image_size=64)
+
+
 def test_numbers_may_be_numpys(tiny_pipe: SASPipeline) -> None:
     plain = tiny_pipe(picture(), seed=3, ensemble_size=2, num_inference_steps=1, max_layers=1)
     given = tiny_pipe(
