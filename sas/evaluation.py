@@ -465,15 +465,13 @@ def aggregate(rows: Sequence[dict[str, Any]]) -> dict[str, Score]:
         scores["false_layers"] = _mean([row["false_layers"] for row in complete])
         few = [row["false_layers"] > 0 for row in complete if row["objects"] <= 1]
         scores["false_layers_at_most_one_object"] = _mean(few)
-        for number, name in enumerate(metrics.bin_names()):
-            scores[f"instance_iou_occluded_{name}"] = _instance_mean(
-                [row["instance_ious"][_bins(row["occlusion"]) == number] for row in ordered]
-            )
-        for number, name in enumerate(metrics.bin_names()):
-            if number:  # what is not occluded has no hidden part
-                scores[f"invisible_iou_occluded_{name}"] = _instance_mean(
-                    [row["invisible_ious"][_bins(row["occlusion"]) == number] for row in ordered]
-                )
+        bins = [_bins(row["occlusion"]) for row in ordered]
+        for kind in ("instance", "invisible"):
+            for number, name in enumerate(metrics.bin_names()):
+                if number or kind == "instance":  # what is not occluded has no hidden part
+                    scores[f"{kind}_iou_occluded_{name}"] = _instance_mean(
+                        [row[f"{kind}_ious"][own == number] for row, own in zip(ordered, bins, strict=True)]
+                    )
     scores["seconds_per_image"] = _median([row["seconds_per_image"] for row in rows if "seconds_per_image" in row])
     return scores
 

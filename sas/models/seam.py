@@ -11,7 +11,10 @@ Features: TypeAlias = "torch.Tensor | tuple[Features, ...]"
 
 
 class MaskDenoiser(Protocol):
-    """A conditional denoiser of masks. Rows of all arguments correspond."""
+    """A conditional denoiser of masks. Rows of all arguments correspond.
+
+    config: if it is a mapping with "image_size" and "mask_size", or "size" for both, a pipeline's own must be the same.
+    """
 
     config: Any
     training: bool
