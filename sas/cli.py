@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sas import cli_data
+from sas.arguments import LARGEST
 from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, parse
 from sas.config import Config, ConfigError, faults, load_config
 from sas.imports import quick_imports, share_cores
-from sas.provenance import LARGEST
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from einops import rearrange, reduce, repeat
 
 from sas.ensemble import consensus, marginal_uncertainty, probability, uncertainty, void_members
+from sas.geometry import Geometry
 from sas.provenance import Consensus, StopReason
 
 
@@ -86,6 +88,49 @@ class LoopState:
     def active(self) -> list[int]:
         """Rows of the states that go on."""
         return [row for row, reason in enumerate(self.stop) if reason is None]
+
+
+def start_behind(state: LoopState, layers: np.ndarray, geometry: Geometry, rules: LoopRules) -> LoopState:
+    """A state that already holds some layers of its one image, certain and in all members."""
+    if not isinstance(layers, np.ndarray) or layers.ndim != 3 or layers.dtype != np.bool_:
+        got = f"{layers.dtype} {layers.shape}" if isinstance(layers, np.ndarray) else type(layers).__name__
+        raise ValueError(f"initial_layers must be a bool array (K, H, W), got {got}: threshold or stack the masks")
+    if layers.shape[1:] != (geometry.height, geometry.width):
+        raise ValueError(
+            f"initial_layers must have the image's height and width {(geometry.height, geometry.width)}, got {layers.shape[1:]}: "
+            "draw them on the image itself"
+        )
+    if len(layers) > rules.max_layers:
+        raise ValueError(
+            f"initial_layers must hold at most max_layers = {rules.max_layers} masks, got {len(layers)}: pass a larger max_layers"
+        )
+    on_grid = geometry.masks_to_model(layers)
+    for k, mask in enumerate(on_grid):
+        if not mask.any():
+            raise ValueError(
+                f"initial_layers[{k}] must cover most of at least one cell of the {geometry.mask_size} x {geometry.mask_size} mask grid, "
+                f"got {int(layers[k].sum())} pixels: draw it larger, or leave it out"
+            )
+    masks = torch.from_numpy(on_grid).to(state.cumulative.device)
+    members = state.cumulative.shape[1]
+    accepted = tuple(
+        AcceptedLayer(
+            mask=m,
+            members=m[None].repeat(members, 1, 1),
+            probability=m.float(),
+            uncertainty=torch.zeros_like(m.float()),
+        )
+        for m in masks
+    )
+    cumulative = state.cumulative | masks.any(dim=0)
+    full = len(accepted) >= rules.max_layers
+    return replace(
+        state,
+        layers=(accepted,),
+        cumulative=cumulative,
+        passes=(len(accepted),),
+        stop=("max_layers" if full else None,),
+    )
 
 
 Draw = Callable[[LoopState, list[int]], torch.Tensor]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,11 +17,12 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch.nn import functional
 
+from sas.arguments import LARGEST, MAX_SEED, check_arguments, check_integer, check_sizes
 from sas.diffusion import MaskCodec, Sampler, in_range, scheduler_for
 from sas.distributed import cpu_has_bfloat16
 from sas.geometry import Geometry
 from sas.io import InputError, atomic_folder, first_line, rle_encode
-from sas.layerloop import AcceptedLayer, LoopRules, LoopState, run_loop
+from sas.layerloop import LoopRules, LoopState, run_loop, start_behind
 from sas.manifest import write_manifest
 from sas.models.seam import Features
 from sas.pictures import read_image, sha256_pixels
@@ -36,7 +36,7 @@ from sas.pretrained import (
     state_hash,
     verify_weights,
 )
-from sas.provenance import LARGEST, Consensus, EnsembleSettings, ModelInfo, Stop, check_noise_scale
+from sas.provenance import EnsembleSettings, ModelInfo, Stop, check_noise_scale
 from sas.refine import refine_soft, working_size
 from sas.refine import require as require_refine
 from sas.result import LayeredResult, make_preview
@@ -47,7 +47,6 @@ from sas.storage import Precision, check_precision, store
 logger = logging.getLogger(__name__)
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
-MAX_SEED = 2**63 - 1
 
 
 class SASPipeline(DiffusionPipeline):
@@ -101,8 +100,8 @@ class SASPipeline(DiffusionPipeline):
             "min_overlap": min_overlap,
             "image_range": image_range,
         }
-        _check_arguments(defaults)
-        _check_sizes(model, image_size=image_size, mask_size=mask_size)
+        check_arguments(defaults)
+        check_sizes(model, image_size=image_size, mask_size=mask_size)
         if isinstance(model, torch.nn.Module):
             # 8 to 24 % faster on a CPU, and what tensor cores want. Here, not when loading: another layout rounds differently,
             # and a pipeline must give what it gives after it was saved and loaded.
@@ -176,7 +175,7 @@ class SASPipeline(DiffusionPipeline):
             raise InputError(
                 "use_safetensors must be True, got False; pickled weights can run any code and are refused"
             )
-        _check_arguments(kwargs)
+        check_arguments(kwargs)
         folder = find_weights(weights)
         if folder is None:
             try:
@@ -390,7 +389,7 @@ class SASPipeline(DiffusionPipeline):
             device=self._execution_device,
         )
         if initial_layers is not None:
-            state = _start_behind(state, initial_layers, geometries[0], rules)
+            state = start_behind(state, initial_layers, geometries[0], rules)
 
         def draw(state: LoopState, rows: list[int]) -> torch.Tensor:
             members = state.cumulative.shape[1]
@@ -556,14 +555,14 @@ class SASPipeline(DiffusionPipeline):
                 f'num_inference_steps must be 1 in mode "marginal", got {num_inference_steps}: leave it out or use mode="diffusion"'
             )
         if consensus is not None:
-            _check_arguments({"consensus": consensus})
+            check_arguments({"consensus": consensus})
         members = config.ensemble_size if ensemble_size is None else ensemble_size
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        steps = _integer("num_inference_steps", steps, low=1, high=self.scheduler.config.num_train_timesteps)
+        steps = check_integer("num_inference_steps", steps, low=1, high=self.scheduler.config.num_train_timesteps)
         return EnsembleSettings(
-            members=_integer("ensemble_size", members, low=1, high=LARGEST["ensemble_size"]),
+            members=check_integer("ensemble_size", members, low=1, high=LARGEST["ensemble_size"]),
             steps=1 if mode == "marginal" else steps,
-            seed=_integer("seed", 0 if seed is None else seed, low=0, high=MAX_SEED),
+            seed=check_integer("seed", 0 if seed is None else seed, low=0, high=MAX_SEED),
             consensus=config.consensus if consensus is None else consensus,  # type: ignore[arg-type]
             mode=mode,  # type: ignore[arg-type]
             noise_scale=self.resolve_noise_scale(noise_scale),
@@ -580,7 +579,7 @@ class SASPipeline(DiffusionPipeline):
         """`value`, or the threshold in the weights for None. ValueError unless it lies in (0, 1] and the weights have a stop output."""
         if value is None:
             return float(self.config.stop_threshold)
-        _check_arguments({"stop_threshold": value})
+        check_arguments({"stop_threshold": value})
         if not self.config.stop_head:
             raise ValueError(
                 f"stop_threshold has no effect on weights without a stop output, got {value!r}: leave it out"
@@ -611,7 +610,7 @@ class SASPipeline(DiffusionPipeline):
         cumulative: str | None,
         output_type: str,
     ) -> None:
-        _check_arguments({"max_layers": max_layers, "batch_size": batch_size})
+        check_arguments({"max_layers": max_layers, "batch_size": batch_size})
         if seed is not None and generator is not None:
             raise ValueError(
                 f"seed and generator exclude each other, got seed={seed} and a generator: pass one of them"
@@ -652,49 +651,6 @@ class SASPipeline(DiffusionPipeline):
         if asked != self._scheduler_checked:
             check_scheduler(lambda: scheduler_for(self.scheduler, self.codec), scale=scale, steps=steps)
             self._scheduler_checked = asked
-
-
-def _start_behind(state: LoopState, layers: np.ndarray, geometry: Geometry, rules: LoopRules) -> LoopState:
-    """A state that already holds some layers of its one image, certain and in all members."""
-    if not isinstance(layers, np.ndarray) or layers.ndim != 3 or layers.dtype != np.bool_:
-        got = f"{layers.dtype} {layers.shape}" if isinstance(layers, np.ndarray) else type(layers).__name__
-        raise ValueError(f"initial_layers must be a bool array (K, H, W), got {got}: threshold or stack the masks")
-    if layers.shape[1:] != (geometry.height, geometry.width):
-        raise ValueError(
-            f"initial_layers must have the image's height and width {(geometry.height, geometry.width)}, got {layers.shape[1:]}: "
-            "draw them on the image itself"
-        )
-    if len(layers) > rules.max_layers:
-        raise ValueError(
-            f"initial_layers must hold at most max_layers = {rules.max_layers} masks, got {len(layers)}: pass a larger max_layers"
-        )
-    on_grid = geometry.masks_to_model(layers)
-    for k, mask in enumerate(on_grid):
-        if not mask.any():
-            raise ValueError(
-                f"initial_layers[{k}] must cover most of at least one cell of the {geometry.mask_size} x {geometry.mask_size} mask grid, "
-                f"got {int(layers[k].sum())} pixels: draw it larger, or leave it out"
-            )
-    masks = torch.from_numpy(on_grid).to(state.cumulative.device)
-    members = state.cumulative.shape[1]
-    accepted = tuple(
-        AcceptedLayer(
-            mask=m,
-            members=m[None].repeat(members, 1, 1),
-            probability=m.float(),
-            uncertainty=torch.zeros_like(m.float()),
-        )
-        for m in masks
-    )
-    cumulative = state.cumulative | masks.any(dim=0)
-    full = len(accepted) >= rules.max_layers
-    return replace(
-        state,
-        layers=(accepted,),
-        cumulative=cumulative,
-        passes=(len(accepted),),
-        stop=("max_layers" if full else None,),
-    )
 
 
 def _refined(result: LayeredResult, image: np.ndarray, given: np.ndarray | None) -> LayeredResult:
@@ -759,50 +715,3 @@ def _as_type(result: LayeredResult, output_type: str) -> Any:
 
 def _drawn_seed(generator: torch.Generator) -> int:
     return int(torch.randint(0, 2**62, (1,), generator=generator, device=generator.device))
-
-
-_FRACTIONS = {
-    "threshold": ("()", "pass a fraction"),
-    "void_area": ("[)", "pass a fraction"),
-    "stop_threshold": ("(]", "lower values draw fewer layers"),
-    "min_overlap": ("[)", "pass a fraction"),
-}
-_CHOICES = {"consensus": get_args(Consensus), "image_range": ("unit", "bytes")}
-
-
-def _check_arguments(values: Mapping[str, Any]) -> None:
-    """ValueError that names the argument unless each of these arguments of sampling that is given is one that it could use."""
-    for name, most in LARGEST.items():
-        if name in values:
-            _integer(name, values[name], low=1, high=most)
-    for name, (ends, cure) in _FRACTIONS.items():
-        if name in values:
-            value = values[name]
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            if not number or not (0 < value < 1 or (value == 0 and ends[0] == "[") or (value == 1 and ends[1] == "]")):
-                raise ValueError(f"{name} must lie in {ends[0]}0, 1{ends[1]}, got {value!r}: {cure}")
-    if "noise_scale" in values:
-        check_noise_scale(values["noise_scale"], name="noise_scale")
-    for name, choices in _CHOICES.items():
-        if name in values and values[name] not in choices:
-            rule = " or ".join(f'"{one}"' for one in choices)
-            raise ValueError(f"{name} must be {rule}, got {values[name]!r}: choose one of them")
-
-
-def _check_sizes(model: Any, *, image_size: int, mask_size: int) -> None:
-    """ValueError unless images and masks are as large as the network was built for, as far as its configuration tells."""
-    built = getattr(model, "config", None)
-    if not isinstance(built, Mapping):
-        return
-    for name, value in (("image_size", image_size), ("mask_size", mask_size)):
-        own = built.get(name, built.get("size"))
-        if own is not None and value != own:
-            raise ValueError(f"{name} must be what the network was built for, {own}, got {value!r}: pass {own}")
-
-
-def _integer(name: str, value: object, *, low: int, high: int) -> int:
-    """The value as a plain int, which NumPy's are not."""
-    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-    if number is None or not low <= number <= high:
-        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}: pass a number in that range")
-    return number

@@ -11,9 +11,6 @@ StopReason = Literal["empty", "no_progress", "max_layers"]
 Consensus = Literal["medoid", "mean"]
 Mode = Literal["diffusion", "marginal"]
 
-LARGEST = {"ensemble_size": 4096, "num_inference_steps": 10_000, "max_layers": 1024, "batch_size": 1_000_000}
-"""Most that each of these arguments of sampling may be."""
-
 
 @dataclass(frozen=True)
 class Stop:

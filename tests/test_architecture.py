@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent / "sas"
 RANKS = {
     0: ("masks", "geometry", "io", "seeding", "config", "provenance", "optimizer", "imports"),
     1: (
+        "arguments",
         "order",
         "pictures",
         "visualize",
