@@ -23,30 +23,9 @@ COUNT = 480
 PIXELS = 160
 """Of a label, for one unit of length; packages are about one unit tall."""
 SYLLABLES = (
-    *(
-        "ba",
-        "be",
-        "bon",
-        "ca",
-        "chi",
-        "co",
-        "da",
-        "del",
-        "fa",
-        "fi",
-        "ga",
-        "go",
-        "ka",
-        "la",
-        "le",
-        "lo",
-        "ma",
-        "mi",
-        "mo",
-        "na",
-    ),
-    *("ne", "no", "pa", "pe", "po", "ra", "ri", "ro", "sa", "si", "sol", "ta", "te", "ti", "to", "va", "vi", "za"),
-)
+    "ba", "be", "bon", "ca", "chi", "co", "da", "del", "fa", "fi", "ga", "go", "ka", "la", "le", "lo", "ma", "mi", "mo",
+    "na", "ne", "no", "pa", "pe", "po", "ra", "ri", "ro", "sa", "si", "sol", "ta", "te", "ti", "to", "va", "vi", "za",
+)  # fmt: skip
 
 Colour = tuple[int, int, int]
 Random = np.random.Generator
@@ -76,19 +55,14 @@ def palette(random: Random) -> Palette:
     """Colours that a package would have: a strong or pale ground, a neighbour or opposite of it, and an ink that can be read."""
     hue = random.random()
     pale = random.random() < 0.35
-    ground = _colour(
-        hue,
-        random.uniform(0, 0.25) if pale else random.uniform(0.4, 1),
-        random.uniform(0.75, 1) if pale else random.uniform(0.2, 0.95),
-    )
+    saturation = random.uniform(0, 0.25) if pale else random.uniform(0.4, 1)
+    ground = _colour(hue, saturation, random.uniform(0.75, 1) if pale else random.uniform(0.2, 0.95))
     second = _colour(hue + random.choice([0, 0.08, 0.3, 0.5]), random.uniform(0.1, 1), random.uniform(0.25, 1))
     accent = _colour(random.random(), random.uniform(0.5, 1), random.uniform(0.5, 1))
-    dark = np.dot(ground, (0.3, 0.6, 0.1)) < 128
-    ink = (
-        _colour(hue + 0.5, random.uniform(0, 0.4), 1.0)
-        if dark
-        else _colour(hue, random.uniform(0, 1), random.uniform(0, 0.35))
-    )
+    if np.dot(ground, (0.3, 0.6, 0.1)) < 128:
+        ink = _colour(hue + 0.5, random.uniform(0, 0.4), 1.0)
+    else:
+        ink = _colour(hue, random.uniform(0, 1), random.uniform(0, 0.35))
     return Palette(ground, second, accent, ink)
 
 
@@ -115,46 +89,23 @@ def front(size: tuple[int, int], colours: Palette, random: Random) -> Image.Imag
     elif shape == 2:
         draw.rounded_rectangle(plate, radius=tall * height / 3, fill=colours.accent)
     fill = colours.ink if shape == 3 else _readable(colours.second if shape < 2 else colours.accent)
-    _text(
-        image,
-        _word(random),
-        (0.08 * width, y * height, 0.92 * width, (y + 0.9 * tall) * height),
-        fill,
-        bold=random.random() < 0.6,
-    )
+    _text(image, _word(random), (0.08, y, 0.92, y + 0.9 * tall), fill, bold=random.random() < 0.6)
     y += tall
     for _ in range(random.integers(0, 4)):
         tall = random.uniform(0.03, 0.09)
         words = " ".join(_word(random) for _ in range(random.integers(1, 4)))
         left = random.uniform(0.05, 0.4)
-        _text(
-            image,
-            words,
-            (left * width, y * height, random.uniform(left + 0.3, 0.98) * width, (y + tall) * height),
-            colours.ink,
-        )
+        _text(image, words, (left, y, random.uniform(left + 0.3, 0.98), y + tall), colours.ink)
         y += 1.3 * tall
     if random.random() < 0.4:
-        x, y, r = (
-            random.uniform(0.15, 0.85) * width,
-            random.uniform(0.1, 0.9) * height,
-            random.uniform(0.08, 0.18) * width,
-        )
-        draw.ellipse([x - r, y - r, x + r, y + r], fill=colours.accent, outline=_readable(colours.accent), width=2)
-        _text(
-            image,
-            f"{random.integers(2, 99)}",
-            (x - 0.6 * r, y - 0.5 * r, x + 0.6 * r, y + 0.5 * r),
-            _readable(colours.accent),
-            bold=True,
-        )
+        x, y, r = random.uniform(0.15, 0.85), random.uniform(0.1, 0.9), random.uniform(0.08, 0.18)
+        ink, high = _readable(colours.accent), r * width / height
+        disc = [(x - r) * width, (y - high) * height, (x + r) * width, (y + high) * height]
+        draw.ellipse(disc, fill=colours.accent, outline=ink, width=2)
+        price = f"{random.integers(2, 99)}"
+        _text(image, price, (x - 0.6 * r, y - 0.5 * high, x + 0.6 * r, y + 0.5 * high), ink, bold=True)
     if random.random() < 0.6:
-        _text(
-            image,
-            f"{random.integers(5, 90) * 10} g",
-            (0.7 * width, 0.92 * height, 0.95 * width, 0.98 * height),
-            colours.ink,
-        )
+        _text(image, f"{random.integers(5, 90) * 10} g", (0.7, 0.92, 0.95, 0.98), colours.ink)
     return image
 
 
@@ -167,12 +118,7 @@ def side(size: tuple[int, int], colours: Palette, random: Random) -> Image.Image
         draw.rectangle([0, 0, width, random.uniform(0.1, 0.3) * height], fill=colours.second)
     y = random.uniform(0.05, 0.3)
     while y < 0.7:
-        _text(
-            image,
-            " ".join(_word(random) for _ in range(4)),
-            (0.08 * width, y * height, 0.92 * width, (y + 0.035) * height),
-            colours.ink,
-        )
+        _text(image, " ".join(_word(random) for _ in range(4)), (0.08, y, 0.92, y + 0.035), colours.ink)
         y += random.choice([0.05, 0.05, 0.12])
     x0, y0, x1, y1 = 0.15 * width, 0.75 * height, random.uniform(0.5, 0.85) * width, 0.93 * height
     draw.rectangle([x0, y0, x1, y1], fill=(250, 250, 250))
@@ -243,8 +189,8 @@ def _readable(ground: Colour) -> Colour:
 def _text(
     image: Image.Image, words: str, box: tuple[float, float, float, float], fill: Colour, bold: bool = False
 ) -> None:
-    """Words in a box (left, top, right, bottom), as large as they fit."""
-    left, top, right, bottom = (round(one) for one in box)
+    """Words in a box (left, top, right, bottom), shares of the image, as large as they fit."""
+    left, top, right, bottom = (round(one * side) for one, side in zip(box, 2 * image.size, strict=True))
     if right - left < 4 or bottom - top < 3:
         return
     font = ImageFont.load_default(32)
@@ -307,14 +253,9 @@ def _plain(size: tuple[int, int], colours: Palette, random: Random) -> Image.Ima
     """The top or the bottom of a box."""
     image = Image.new("RGB", size, colours.ground if random.random() < 0.6 else colours.second)
     if random.random() < 0.5:
-        width, height = size
-        _text(
-            image,
-            _word(random),
-            (0.1 * width, 0.3 * height, 0.9 * width, 0.7 * height),
-            colours.ink if random.random() < 0.5 else colours.accent,
-            bold=True,
-        )
+        word = _word(random)
+        fill = colours.ink if random.random() < 0.5 else colours.accent
+        _text(image, word, (0.1, 0.3, 0.9, 0.7), fill, bold=True)
     return image
 
 

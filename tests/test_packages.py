@@ -77,10 +77,10 @@ def test_obj_files_hold_the_mesh_and_name_the_texture(script: dict, tmp_path: Pa
 
 def test_text_fits_its_box(script: dict) -> None:
     image = Image.new("RGB", (100, 60), (0, 0, 0))
-    script["_text"](image, "a long line of words", (20, 10, 80, 30), (255, 255, 255))
+    script["_text"](image, "a long line of words", (0.2, 1 / 6, 0.8, 0.5), (255, 255, 255))
     rows, columns = np.nonzero(np.asarray(image)[..., 0] > 40)
     assert len(rows) and columns.min() >= 20 and columns.max() < 80 and rows.min() >= 10 and rows.max() < 30
-    script["_text"](image, "none", (20, 40, 22, 60), (255, 255, 255))
+    script["_text"](image, "none", (0.2, 2 / 3, 0.22, 1), (255, 255, 255))
     assert not np.asarray(image)[40:].any(), "a box without room was written on"
 
 
