@@ -91,7 +91,11 @@ class LoopState:
 
 
 def start_behind(state: LoopState, layers: np.ndarray, geometry: Geometry, rules: LoopRules) -> LoopState:
-    """A state that already holds some layers of its one image, certain and in all members."""
+    """`state` of one image, at its start, with some layers already in it, certain and in all members.
+
+    layers: bool (K, H, W), front to back, in the frame of `geometry`. The arguments' names in errors are those of `SASPipeline`.
+    ValueError unless they are such an array, at most `rules.max_layers`, and each covers a cell of the mask grid.
+    """
     if not isinstance(layers, np.ndarray) or layers.ndim != 3 or layers.dtype != np.bool_:
         got = f"{layers.dtype} {layers.shape}" if isinstance(layers, np.ndarray) else type(layers).__name__
         raise ValueError(f"initial_layers must be a bool array (K, H, W), got {got}: threshold or stack the masks")
