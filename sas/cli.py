@@ -404,6 +404,7 @@ def _composer(options: Compose) -> Composer:
             intra_class=options.intra_class,
             prints=options.prints,
             warps=options.warps,
+            touching=options.touching,
             shades=options.shades,
             degradation=options.degradation,
             classes=options.classes,

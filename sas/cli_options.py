@@ -177,6 +177,8 @@ class Compose:
     """Share of objects that wear a print, a piece of a background, all over or on a label."""
     warps: float = 0.0
     """Share of objects that are stretched, bent and tapered."""
+    touching: float = 0.0
+    """Share of scenes whose objects lie edge to edge."""
     shades: float = 0.0
     """Share of pictures with a patch of shadow or light that is no object."""
     degradation: float = 0.0

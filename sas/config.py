@@ -131,6 +131,8 @@ class DataSettings(Settings):
     """Share of composed objects that wear a print, a piece of a background, all over or on a label."""
     warps: float = Field(0.0, ge=0, le=1)
     """Share of composed objects that are stretched, bent and tapered."""
+    touching: float = Field(0.0, ge=0, le=1)
+    """Share of composed scenes whose objects lie edge to edge."""
     shades: float = Field(0.0, ge=0, le=1)
     """Share of composed pictures with a patch of shadow or light that is no object."""
     degradation: float = Field(0.0, ge=0, le=1)
@@ -166,7 +168,11 @@ class DataSettings(Settings):
         idle = [name for name in reading if getattr(self, name) != type(self).model_fields[name].default]
         if not self.scenes and idle:
             raise ValueError(f"{idle[0]} has no effect without scenes: set scenes, or remove it")
-        composing = [name for name in ("appearance", "prints", "warps", "shades", "degradation") if getattr(self, name)]
+        composing = [
+            name
+            for name in ("appearance", "prints", "warps", "touching", "shades", "degradation")
+            if getattr(self, name)
+        ]
         if self.scenes and composing:
             raise ValueError(
                 f"{composing[0]} is for composed scenes and has no effect with scenes: remove it, or set augment"

@@ -186,6 +186,7 @@ def scene_style(data: DataSettings) -> SceneStyle:
         appearance=data.appearance,
         prints=data.prints,
         warps=data.warps,
+        touching=data.touching,
         shades=data.shades,
         degradation=data.degradation,
     )
@@ -440,6 +441,7 @@ def build_validation(config: Config) -> SceneSource:
             "appearance": 0.0,
             "prints": 0.0,
             "warps": 0.0,
+            "touching": 0.0,
             "shades": 0.0,
             "degradation": 0.0,
         }

@@ -457,6 +457,14 @@ def test_compose_with_warps_shows_the_same_objects_in_other_shapes(call: Call) -
         assert a.amodal_masks.shape != b.amodal_masks.shape or (a.amodal_masks != b.amodal_masks).any()
 
 
+def test_compose_with_touching_puts_the_same_objects_elsewhere(call: Call) -> None:
+    for share in (0, 1):
+        assert call("compose", "--out", f"touching{share}", *COMPOSE, "--touching", share)[0] == 0
+    for a, b in zip(open_scenes("touching0"), open_scenes("touching1"), strict=True):
+        assert set(a.names) & set(b.names)
+        assert a.amodal_masks.shape != b.amodal_masks.shape or (a.amodal_masks != b.amodal_masks).any()
+
+
 def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) -> None:
     assert call("compose", "--out", "folders", *COMPOSE, "--seed", 7, "--format", "sas")[0] == 0
     call("compose", "--out", "project", *COMPOSE, "--seed", 7)
@@ -479,6 +487,7 @@ def test_compose_writes_the_folders_of_the_sas_code(call: Call, tmp_path: Path) 
         (["--intra-class", "2"], "intra_class must be at most 1, got 2.0: pass 1 or less"),
         (["--prints", "-1"], "prints must be at least 0, got -1.0: pass 0 or more"),
         (["--warps", "1.5"], "warps must be at most 1, got 1.5: pass 1 or less"),
+        (["--touching", "1.5"], "touching must be at most 1, got 1.5: pass 1 or less"),
         (["--shades", "-1"], "shades must be at least 0, got -1.0: pass 0 or more"),
         (["--degradation", "2"], "degradation must be at most 1, got 2.0: pass 1 or less"),
         (["--format", "coco"], "--format"),

@@ -258,7 +258,15 @@ def test_ranges(make: Make) -> None:
     "style",
     [
         SceneStyle(
-            objects=(0, 4), letterbox=0.5, twins=0.5, appearance=0.5, prints=0.5, warps=0.5, shades=0.5, degradation=0.5
+            objects=(0, 4),
+            letterbox=0.5,
+            twins=0.5,
+            appearance=0.5,
+            prints=0.5,
+            warps=0.5,
+            touching=0.5,
+            shades=0.5,
+            degradation=0.5,
         ),
         replace(CROWDED, warps=1.0, min_visible=0.3),
         replace(PLAIN, objects=(1, 6), scale=(0.1, 0.9), spread=(0.9, 3.0)),  # some lie partly or wholly outside

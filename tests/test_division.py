@@ -221,7 +221,7 @@ def test_rendered_beside_folders_is_drawn_equally_often(cutouts: Path) -> None:
 
 
 def test_augmentation_is_for_training_alone() -> None:
-    changes = {"appearance": 0.4, "prints": 0.3, "warps": 0.2, "shades": 0.1, "degradation": 0.5}
+    changes = {"appearance": 0.4, "prints": 0.3, "warps": 0.2, "touching": 0.3, "shades": 0.1, "degradation": 0.5}
     config = tiny_config(**{f"data_{name}": share for name, share in changes.items()})
     training = scene_style(config.data)
     assert {name: getattr(training, name) for name in changes} == changes

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from sas.data.atlas import Atlas
 from sas.data.degradation import degrade
+from sas.data.touching import TOUCH_DRAWS, alike, edge_to_edge, half_sizes
 from sas.data.warp import WARP_DRAWS, Warp
 from sas.geometry import PADDING_VALUE
 from sas.masks import overlap_areas, reduce_by_area
@@ -53,6 +54,7 @@ SCENE_DRAWS = (
     "upright",
     "wide",
     "zoom",
+    "touching",
 )
 OBJECT_DRAWS = (
     "angle",
@@ -101,6 +103,7 @@ class SceneStyle:
     appearance: share of objects, and of pictures, whose colours are changed beyond what light does (hue, saturation, contrast).
     prints: share of objects that wear a print, a piece of a background lit as they are: half of these all over, half on a label.
     warps: share of objects that are stretched, bent and tapered, so that few cutouts have many shapes.
+    touching: share of scenes whose objects lie edge to edge (`sas.data.touching`).
     shades: share of pictures with a patch that is darker or lighter, an ellipse or a band, on all that is there or on the background alone;
     it is no object. degradation: share of pictures that are blurred, of fewer pixels, noisy, packed as JPEG (`sas.data.degradation`).
     """
@@ -119,6 +122,7 @@ class SceneStyle:
     appearance: float = 0.0
     prints: float = 0.0
     warps: float = 0.0
+    touching: float = 0.0
     shades: float = 0.0
     degradation: float = 0.0
 
@@ -188,6 +192,7 @@ class Composer:
         self.device = torch.device(device)
         self.one_by_one = self.device.type == "cpu"  # see `_windows`
         self.sprites = atlas.sprites.to(self.device)
+        self.half_sizes = half_sizes(self.sprites) if style.touching else None
         self.starts, self.sizes = atlas.group_starts, atlas.group_sizes
         self.shares = None if atlas.shares is None else atlas.shares.cumsum(0)
         self.soften = _soften(canvas).to(self.device)
@@ -268,7 +273,7 @@ class Composer:
 
         # 2. Which objects, and where; each is drawn in its window.
         sprite, present = self._choose(per_scene, per_object)
-        inverse = self._place(per_scene, per_object, present)
+        inverse = self._place(per_scene, per_object, source, sprite, present)
         warp = self._warp(source)
         used, windows = self._windows(inverse, present, warp)
         premultiplied = self._sprites(sprite, per_object, source, used)
@@ -345,7 +350,9 @@ class Composer:
         sprite = starts[group] + (objects["sprite"] * sizes[group]).long()
         return sprite, present
 
-    def _place(self, scene: Draws, objects: Draws, present: torch.Tensor) -> torch.Tensor:
+    def _place(
+        self, scene: Draws, objects: Draws, keys: Keys, sprite: torch.Tensor, present: torch.Tensor
+    ) -> torch.Tensor:
         """Inverse affine map of each slot, canvas to sprite in [-1, 1] coordinates: (B * N, 2, 3). Unused slots lie far outside."""
         style = self.style
         spread = _between(scene["spread"], *style.spread)[:, None]
@@ -366,6 +373,15 @@ class Composer:
         angle = (objects["angle"] - 0.5) * torch.where(upright, 0.35, 2 * torch.pi)
         flip = torch.where(objects["flip"] < 0.5, -1.0, 1.0)
         stretch = _between(objects["stretch"], 0.9, 1.1)
+        if self.half_sizes is not None:
+            drawn = _named(keys.uniform("touch", sprite.shape[1], len(TOUCH_DRAWS)).to(self.device), TOUCH_DRAWS)
+            touching = (scene["touching"] < style.touching)[:, None]
+            angle = torch.where(touching, alike(angle, drawn), angle)
+            half = self.half_sizes[sprite] * torch.stack([size * stretch, size], dim=-1)
+            beside_x, beside_y, fit = edge_to_edge(angle, half, present, scene["table"] < 0.6, drawn)
+            x = torch.where(touching, beside_x + centre_x / 2, x)
+            y = torch.where(touching, beside_y + centre_y / 2, y)
+            size = torch.where(touching, size * fit, size)
         cos, sin = angle.cos() / size, angle.sin() / size
         a, b_, d, e = flip * cos / stretch, flip * sin / stretch, -sin, cos
         far = 1000.0
