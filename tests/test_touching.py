@@ -62,7 +62,7 @@ def test_an_object_slides_along_the_edge_by_half_of_it_at_most() -> None:
     assert away[0].max() <= 0.1 + 1e-6 and away[0].max() > 0.08 and away[0].min() < 0.02
 
 
-def test_on_a_table_nothing_lies_lower_than_what_it_stands_behind() -> None:
+def test_on_a_table_nothing_lies_lower_than_what_it_stands_behind_but_for_its_slide() -> None:
     angle, half = torch.zeros(60, 2), torch.full((60, 2, 2), 0.2)
     both = torch.ones(60, 2).bool()
     for upwards in (True, False):

@@ -28,7 +28,8 @@ def edge_to_edge(
 
     Coordinates reach from -1 to 1. Objects are taken for ellipses; the middle of the group is (0, 0), and one that would be larger than the picture is
     drawn smaller. angle: radians (B, N). half: half of the width and height (B, N, 2). present: bool (B, N), those in use first.
-    upwards: bool (B,), scenes where nothing lies lower than what it stands behind. drawn: uniform numbers, (B, N) each.
+    upwards: bool (B,), scenes where each is put beside or above what it stands behind, and only slides along its edge may lower it.
+    drawn: uniform numbers, (B, N) each.
     """
     count = angle.shape[1]
     ahead = torch.stack([angle.cos(), angle.sin()], dim=-1)
