@@ -449,18 +449,11 @@ def test_sample_needs_a_folder_to_write_to(call: Call) -> None:
     assert (status, out) == (2, "") and "--out must name a folder, got nothing; pass --out results" in err
 
 
-def test_compose_with_warps_shows_the_same_objects_in_other_shapes(call: Call) -> None:
+@pytest.mark.parametrize("option", ["warps", "touching"])
+def test_compose_with_warps_or_touching_shows_the_same_objects_otherwise(call: Call, option: str) -> None:
     for share in (0, 1):
-        assert call("compose", "--out", f"warps{share}", *COMPOSE, "--warps", share)[0] == 0
-    for a, b in zip(open_scenes("warps0"), open_scenes("warps1"), strict=True):
-        assert set(a.names) & set(b.names)
-        assert a.amodal_masks.shape != b.amodal_masks.shape or (a.amodal_masks != b.amodal_masks).any()
-
-
-def test_compose_with_touching_puts_the_same_objects_elsewhere(call: Call) -> None:
-    for share in (0, 1):
-        assert call("compose", "--out", f"touching{share}", *COMPOSE, "--touching", share)[0] == 0
-    for a, b in zip(open_scenes("touching0"), open_scenes("touching1"), strict=True):
+        assert call("compose", "--out", f"{option}{share}", *COMPOSE, f"--{option}", share)[0] == 0
+    for a, b in zip(open_scenes(f"{option}0"), open_scenes(f"{option}1"), strict=True):
         assert set(a.names) & set(b.names)
         assert a.amodal_masks.shape != b.amodal_masks.shape or (a.amodal_masks != b.amodal_masks).any()
 

@@ -1,4 +1,7 @@
-"""Places for objects of composed scenes that lie edge to edge, as things on a table and in a shop do."""
+"""Places for objects of composed scenes that lie edge to edge, as things on a table and in a shop do.
+
+They are found before objects are warped, so that warped ones may lie apart or hide more.
+"""
 
 from __future__ import annotations
 
