@@ -94,7 +94,7 @@ def overlap_areas(masks: Array) -> Array:
     """Pixels shared by each pair: (..., N, H, W) bool -> (..., N, N) int64, areas on the diagonal."""
     flat = rearrange(masks, "... n h w -> ... n (h w)")
     if isinstance(flat, torch.Tensor):
-        values = flat.float()
+        values = flat.view(torch.uint8).float()  # from bytes a CPU takes half as long as from bool
         return (values @ values.mT).round().long()
     values = flat.astype(np.float32)  # exact: counts below 2^24 are represented exactly
     return np.rint(values @ np.swapaxes(values, -1, -2)).astype(np.int64)
