@@ -250,7 +250,7 @@ class Composer:
     # ------------------------------------------------------------------ composing
 
     def compose(self, step: int, positions: Sequence[int]) -> Composition:
-        """Draw, place, light and paste. A CPU takes a few scenes at a time, so that they stay in its cache: a third faster."""
+        """Draw, place, light and paste. A CPU takes a few scenes at a time, which stay in its cache."""
         few = 8 if self.device.type == "cpu" else max(1, len(positions))
         parts = [self._compose(step, positions[i : i + few]) for i in range(0, max(1, len(positions)), few)]
         return Composition(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Composition)})

@@ -23,8 +23,8 @@ it is made as large as it was; standard deviation of the noise, white being 1; q
 def degrade(image: torch.Tensor, keys: Keys, *, share: float) -> torch.Tensor:
     """Some pictures degraded in place, each in about two of the four ways, the others left as they are.
 
-    image: float (B, 3, S, S) in [0, 1], one a key. share: of the pictures that are degraded, in [0, 1]. One by one, so that a CPU keeps each
-    in its cache: a third faster.
+    image: float (B, 3, S, S) in [0, 1], one a key. share: of the pictures that are degraded, in [0, 1]. One by one, which a
+    CPU keeps in its cache.
     """
     drawn, side = keys.uniform("degradation", 5), image.shape[-1]
     for row in torch.where(drawn[:, 0] < share)[0].tolist():
