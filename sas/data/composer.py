@@ -190,7 +190,7 @@ class Composer:
         self.min_overlap = min_overlap
         self.names = atlas.names
         self.device = torch.device(device)
-        self.one_by_one = self.device.type == "cpu"  # see `_windows`
+        self.one_by_one = self.device.type == "cpu"  # see `_windows`; a picture stays in its cache, too
         self.sprites = atlas.sprites.to(self.device)
         self.half_sizes = half_sizes(self.sprites) if style.touching else None
         self.starts, self.sizes = atlas.group_starts, atlas.group_sizes
@@ -566,8 +566,9 @@ class Composer:
         level = 1 + (scene["level"] - 0.5) * style.lighting
         image *= (level[:, None, None] + plane)[:, None]
         amount = (scene["focus"] - 0.5).clamp(min=0) * 2
-        for row in (amount > 0).nonzero()[:, 0].tolist():
-            image[row : row + 1].lerp_(_blurred(image[row : row + 1]), amount[row])
+        soft = (amount > 0).nonzero()[:, 0]
+        for some in soft.split(1 if self.one_by_one else len(amount)):
+            image[some] = torch.lerp(image[some], _blurred(image[some]), amount[some, None, None, None])
         if style.appearance:
             drawn = keys.uniform("film", 4).to(self.device)
             changed = (drawn[:, 0] < style.appearance).nonzero()[:, 0]

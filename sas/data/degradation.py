@@ -24,7 +24,7 @@ def degrade(image: torch.Tensor, keys: Keys, *, share: float) -> torch.Tensor:
     """Some pictures degraded in place, each in about two of the four ways, the others left as they are.
 
     image: float (B, 3, S, S) in [0, 1], one a key. share: of the pictures that are degraded, in [0, 1]. One by one, which a
-    CPU keeps in its cache.
+    CPU keeps in its cache. Returns `image`.
     """
     drawn, side = keys.uniform("degradation", 5), image.shape[-1]
     for row in torch.where(drawn[:, 0] < share)[0].tolist():
