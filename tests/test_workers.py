@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
-from multiprocessing import active_children
+from multiprocessing import active_children, synchronize
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +299,27 @@ def test_a_process_that_dies_is_told_with_the_cure(scenes: list[Scene]) -> None:
         for _ in batches:
             pass
     assert not active_children()
+
+
+def test_a_process_that_dies_with_a_lock_is_told_too(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process asks before each batch whether it should end, with a lock that the training process shares."""
+    parent, ask = os.getpid(), synchronize.Event.is_set
+
+    def die(event: synchronize.Event) -> bool:
+        if os.getpid() == parent:
+            return ask(event)
+        with event._cond:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    monkeypatch.setattr(synchronize.Event, "is_set", die)
+    began = time.monotonic()
+    with (
+        pytest.raises(RuntimeError, match="^a process that reads scenes died .* set data.workers to 0$"),
+        read_ahead(loader(scenes), steps(0, 10**6), workers=2, start_method="fork") as batches,
+    ):
+        next(batches)
+    assert not active_children() and time.monotonic() - began < 60, "and not after ten minutes"
 
 
 def test_leaving_early_ends_the_processes(scenes: list[Scene]) -> None:

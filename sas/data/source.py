@@ -246,9 +246,11 @@ def _told(batches: Iterator[SceneBatch | _Failed]) -> Iterator[SceneBatch]:
 
 def _watch_by_asking(batches: Any) -> None:
     """A process that died is found while its batch is waited for. PyTorch would also raise from the handler of a signal, that is on any
-    line of ours, the one that ends the processes included."""
+    line of ours, the one that ends the processes included. And before it tells, it asks whether the end has been called, for which it
+    would wait forever if the process died while it asked the same: its own record says that without a lock."""
     signal_handling._remove_worker_pids(id(batches))
     batches._worker_pids_set = False
+    batches._workers_done_event.is_set = lambda: batches._shutdown
 
 
 def _end(batches: Any, end: connection.Connection) -> None:
