@@ -4,7 +4,8 @@
     python benchmarks/ablation.py --table        # docs/ablation.md from the files of finished cells
 
 A cell is one training, or one change of the sampler on a trained network. Each writes one JSON file, and finished ones are skipped, so the
-command can be stopped and started again. Nothing is downloaded: scenes and backgrounds are rendered, the encoder starts from scratch.
+command can be stopped and started again. Minutes are CPU time, which other programs do not lengthen much. Nothing is downloaded: scenes and
+backgrounds are rendered, the encoder starts from scratch.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ TRAINED = {
     "default": Cell("-", "the default: x_0 logits, mask scale 0.2, zero terminal SNR, split network, damaged cumulative masks"),
     "eps": Cell("A", "noise prediction", {**NOISE, "diffusion.prediction_type": "epsilon"}),
     "v": Cell("A", "v prediction", {**NOISE, "diffusion.prediction_type": "v_prediction", "diffusion.zero_terminal_snr": True}),
+    "x0-mse": Cell("A", "x_0 prediction, with the loss of the two above", {"diffusion.loss_type": "mse"}),
     "scale-0.5": Cell("B", "mask scale 0.5", {"diffusion.mask_scale": 0.5}),
     "snr": Cell("C", "last time step not pure noise", {"diffusion.zero_terminal_snr": False}),
     "monolithic": Cell("E", "concatenating UNet", UNET),
@@ -79,6 +81,8 @@ TRAINED = {
 }  # fmt: skip
 # Beyond the twelve trainings at most that the comparison was planned with; run by name.
 BEYOND = {
+    "scale-1": Cell("B", "mask scale 1", {"diffusion.mask_scale": 1.0}),
+    "scale-0.1": Cell("B", "mask scale 0.1", {"diffusion.mask_scale": 0.1}),
     "fusion": Cell("E", "split, the encoder's maps fused once per image", {"model.fusion": (32, 64, 96)}),
     "look": Cell("E", "the same, a UNet that looks at the picture once more, and a stage that corrects outlines by its map", LOOK),
     "look-layers": Cell("E", "the same, which guesses all layers at once and shows the denoiser the next", {**LOOK, "diffusion.layers_weight": 1.0}),
@@ -170,9 +174,9 @@ def run(name: str, seed: int, steps: int, out: Path) -> None:
         done = json.loads(file.read_text())
         if (done.get("scene_seed"), done["training_steps"]) == (VALIDATION_SEED + seed, steps):
             return
-    cell, started = CELLS[name], time.perf_counter()
+    cell, started = CELLS[name], time.process_time()
     folder = trained(cell.of if name in SAMPLED and cell.of else name, seed, steps, out)
-    minutes = (time.perf_counter() - started) / 60
+    minutes = (time.process_time() - started) / 60
     pipe = changed(SASPipeline.from_pretrained(folder), cell.sample)
     pipe.set_progress_bar_config(disable=True)
     batch = scenes(seed, pipe.config.image_size, cell.sample.get("scenes", 200))

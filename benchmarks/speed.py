@@ -1,6 +1,7 @@
 """How fast the shipped weights are, and against what: ratios in one run on one machine, medians with their spread.
 
     python benchmarks/speed.py [--weights default] [--device: a GPU if there is one, else cpu] [--rounds 5] [--out results/speed.json]
+    python benchmarks/speed.py --dtype bfloat16 --compile reduce-overhead         # on a GPU: the same rows in it, with CUDA graphs
 
 Prints rows for the tables of docs/performance.md, and writes the same as JSON.
 
@@ -13,7 +14,8 @@ growth: seconds against members, layers, steps, picture size and batch. memory: 
 there) against the same. onnx: encoder and denoiser in onnxruntime beside torch, both on the CPU, and how far apart what they give is (extra
 `onnx`). start: seconds of `sas --help`, of a first result, and of `sas sample` on one picture. bfloat16: a photograph, the encoder and the
 denoiser in it and in float32, in turns; only where the device has it. gpu: milliseconds an image in bfloat16, as it is and compiled; only
-where the device is a GPU.
+where the device is a GPU. --dtype is of all but onnx, start (float32), bfloat16 and gpu; --compile is of the networks of protocol, stock,
+photo, parts and growth.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ from sas.seeding import generator_for
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("protocol", "stock", "photo", "parts", "growth", "memory", "onnx", "start", "bfloat16", "gpu")
+PLAIN = ("onnx", "start", "bfloat16", "gpu")
+"""Parts to which --dtype and --compile do not apply: they say by themselves what they run in."""
 
 
 def in_ms(timing: Timing) -> Timing:
@@ -88,6 +92,7 @@ def scripted(pipe: SASPipeline, layers: int) -> Iterator[None]:
     """The network is run as ever, but what it says is put aside for bands from the top down, each overlapping the one before: any picture
     has `layers` layers, and one pass more finds nothing."""
     network, side = pipe.model.forward, pipe.config.mask_size
+    replaced = vars(pipe.model).get("forward")  # compiled
     edges = torch.linspace(0, side, layers + 1).long().tolist()
 
     def forward(noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, features: Any) -> torch.Tensor:
@@ -103,7 +108,25 @@ def scripted(pipe: SASPipeline, layers: int) -> Iterator[None]:
     try:
         yield
     finally:
-        del pipe.model.forward
+        if replaced is None:
+            del pipe.model.forward
+        else:
+            pipe.model.forward = replaced
+
+
+def compile_network(network: torch.nn.Module, mode: str) -> None:
+    """Encoder and denoiser by torch.compile. What they give is copied: CUDA graphs write the next call's to the same memory."""
+
+    def own(given: Any) -> Any:
+        return given.clone() if isinstance(given, torch.Tensor) else type(given)(own(one) for one in given)
+
+    def copied(work: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = torch.compile(work, mode=mode)
+        return lambda *given: own(compiled(*given))
+
+    for name in ("encode", "forward"):
+        if hasattr(network, name):
+            setattr(network, name, copied(getattr(network, name)))
 
 
 def fixed_work(
@@ -120,9 +143,11 @@ def fixed_work(
     return work
 
 
-def protocol(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+def protocol(pipe: SASPipeline, rounds: int, mode: str | None) -> dict[str, Any]:
     paper = build_model(load_config(ROOT / "configs" / "paper.yaml")).eval()
     paper.to(pipe.device, pipe.dtype, memory_format=torch.channels_last)
+    if mode is not None:
+        compile_network(paper, mode)
     masks, image, times = masks_like(pipe, 3), images_like(pipe, 3, pipe.config.mask_size), rows_of(pipe, 3)
     with torch.no_grad():
         one_pass = seconds(lambda: paper(masks, times, masks, image), rounds)
@@ -142,11 +167,13 @@ def protocol(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     }
 
 
-def stock(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
+def stock(pipe: SASPipeline, rounds: int, mode: str | None) -> dict[str, Any]:
     """One network, members batched in both, 20 steps: a loop as diffusers' pipelines write it, and ours, taking turns; for the small
     monolithic network of `benchmarks/protocols.py` (untrained: speed does not depend on it) and for the one of the weights."""
     config = load_config(None, SMALL)
     small = build_pipeline(config, build_model(config).eval().to(pipe.device, pipe.dtype))
+    if mode is not None:
+        compile_network(small.model, mode)
     return {"small monolithic": _stock(small, 4 * rounds), "the weights' network": _stock(pipe, 4 * rounds)}
 
 
@@ -245,7 +272,7 @@ def growth(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def memory(pipe: SASPipeline, rounds: int, weights: str) -> dict[str, Any]:
+def memory(pipe: SASPipeline, rounds: int, weights: str, dtype: str) -> dict[str, Any]:
     """Most memory, MiB, of a fresh process that takes pictures apart, and of one that only loads the weights (Linux). On a GPU it is what
     tensors held there, by PyTorch's count, and leaves the CPU's out."""
     code = """
@@ -254,9 +281,9 @@ sys.path.insert(0, "benchmarks")
 import torch
 from sas import SASPipeline
 from speed import fixed_work
-weights, device, *numbers = sys.argv[1:]
+weights, device, dtype, *numbers = sys.argv[1:]
 side, members, images, layers = map(int, numbers)
-pipe = SASPipeline.from_pretrained(weights).to(device)
+pipe = SASPipeline.from_pretrained(weights).to(device, getattr(torch, dtype))
 pipe.set_progress_bar_config(disable=True)
 if images:
     fixed_work(pipe, side, layers=layers, members=members, steps=4, images=images)()
@@ -267,7 +294,7 @@ else:  # getrusage would also count what the process that started this one held
 """
 
     def most(*, side: int = 512, members: int = 3, images: int = 1, layers: int = 3) -> int:
-        given = [str(value) for value in (weights, pipe.device, side, members, images, layers)]
+        given = [str(value) for value in (weights, pipe.device, dtype, side, members, images, layers)]
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, *given], check=True, capture_output=True, text=True, cwd=ROOT
         )
@@ -445,27 +472,37 @@ def main() -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument(
+        "--compile", metavar="MODE", help="of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", default="results/speed.json")
     options = parser.parse_args()
     if Path(options.weights).is_dir():  # other processes run elsewhere
         options.weights = str(Path(options.weights).resolve())
-    pipe = SASPipeline.from_pretrained(options.weights)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to(options.device)
+    plain, pipe = (SASPipeline.from_pretrained(options.weights).to(options.device) for _ in range(2))
+    pipe.to(getattr(torch, options.dtype))
+    for one in (plain, pipe):
+        one.set_progress_bar_config(disable=True)
+    if options.compile is not None:
+        compile_network(pipe.model, options.compile)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {_device_name(pipe.device)}",
         "weights": pipe.model_info.id,
+        "dtype": options.dtype,
+        "compile": options.compile,
         "date": time.strftime("%Y-%m-%d"),
         "timings": "median, shortest, longest",
     }
+    mode = options.compile
     work = {
-        "protocol": protocol, "stock": stock, "photo": photo, "parts": parts, "growth": growth,
-        "memory": partial(memory, weights=options.weights), "onnx": onnx, "start": partial(start, weights=options.weights),
-        "bfloat16": bfloat16, "gpu": gpu,
+        "protocol": partial(protocol, mode=mode), "stock": partial(stock, mode=mode), "photo": photo, "parts": parts, "growth": growth,
+        "memory": partial(memory, weights=options.weights, dtype=options.dtype), "onnx": onnx,
+        "start": partial(start, weights=options.weights), "bfloat16": bfloat16, "gpu": gpu,
     }  # fmt: skip
     for name in options.only:
         if name == "gpu" and pipe.device.type != "cuda":
@@ -474,7 +511,7 @@ def main() -> None:
         if name == "bfloat16" and pipe.device.type == "cpu" and not cpu_has_bfloat16():
             print("bfloat16: left out, this CPU emulates it", flush=True)
             continue
-        found[name] = work[name](pipe, options.rounds)
+        found[name] = work[name](plain if name in PLAIN else pipe, options.rounds)
         print("\n".join(table_rows(found[name], name)), flush=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
 

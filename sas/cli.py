@@ -204,9 +204,8 @@ def _check_counts(options: object, *names: str) -> None:
         largest = LARGEST[{"members": "ensemble_size", "steps": "num_inference_steps"}.get(name, name)]
         if value is not None and not 1 <= value <= largest:
             rule = "at least 1" if value < 1 else f"at most {largest}"
-            raise UsageError(
-                f"--{name.replace('_', '-')} must be {rule}, got {value}; pass a number from 1 to {largest}"
-            )
+            cure = "4 are the usual number" if name == "steps" else f"pass a number from 1 to {largest}"
+            raise UsageError(f"--{name.replace('_', '-')} must be {rule}, got {value}; {cure}")
 
 
 def _check_steps(steps: int | None, pipe: SASPipeline) -> None:

@@ -720,6 +720,29 @@ def test_calls_are_exactly_as_few_as_they_can_be() -> None:
     assert model.encoded == [2] and model.drawn == [10] * (3 * passes), "images are batched too"
 
 
+def test_calls_grow_with_the_layers_alone() -> None:
+    class Bands(Counting):
+        """Draws three bands, from the top down, each overlapping the one before, and says then that nothing is left."""
+
+        def forward(
+            self, noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, *rest: object
+        ) -> torch.Tensor:  # type: ignore[override]
+            output = super().forward(noisy, timestep, cumulative, *rest)
+            for row, found in enumerate((cumulative[:, 0, :, 0] > 0).sum(dim=1).tolist()):
+                output[row, 0] = -20
+                output[row, 0, max(0, found - 1) : found + 4] = 20 if found < 12 else -20
+                output[row, 1:] = -20 if found < 12 else 20
+            return output
+
+    model = Bands(
+        image_size=32, mask_size=16, encoder_widths=(8, 8, 16), channels=(8, 16, 16), attention_sizes=(4,), norm_groups=4
+    )  # fmt: skip
+    pipe = build_pipeline(tiny_config(**SPLIT), model)
+    result = pipe(np.zeros((32, 32, 3), dtype=np.uint8), ensemble_size=5, num_inference_steps=3, max_layers=8)
+    assert len(result) == 3 and result.stop.reason == "empty"
+    assert model.encoded == [1] and model.drawn == [5] * (3 * 4), "three layers and the empty one"
+
+
 def test_the_stop_head_ends_the_loop() -> None:
     config = tiny_config(**SPLIT)
     model = build_model(config)
