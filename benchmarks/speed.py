@@ -483,7 +483,8 @@ def main() -> None:
     if Path(options.weights).is_dir():  # other processes run elsewhere
         options.weights = str(Path(options.weights).resolve())
     plain, pipe = (SASPipeline.from_pretrained(options.weights).to(options.device) for _ in range(2))
-    pipe.to(getattr(torch, options.dtype))
+    if options.dtype != "float32":
+        pipe.to(getattr(torch, options.dtype))
     for one in (plain, pipe):
         one.set_progress_bar_config(disable=True)
     if options.compile is not None:
