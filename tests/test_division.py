@@ -121,6 +121,17 @@ def test_hash_names_the_division_and_nothing_else() -> None:
     assert split_hash(["c", "a__b__1"], ["1.jpg"]) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def test_the_list_of_the_shipped_split_is_what_its_hash_says() -> None:
+    """docs/split.txt holds the lines that the hash is of; the last word of each is the part."""
+    listed = (Path(__file__).parent.parent / "docs" / "split.txt").read_text(encoding="utf-8").splitlines()
+    entries = [line.rsplit(" ", 1) for line in listed]
+    cutouts = [f"{key}__view" for key, _ in entries if not key.endswith(".jpg")]
+    backgrounds = [key for key, _ in entries if key.endswith(".jpg")]
+    assert (len(cutouts), len(backgrounds)) == (559 + 49, 21)
+    assert split_hash(cutouts, backgrounds) == SASPipeline.from_pretrained().config.data_split
+    assert all(part == (part_of(key) if key.endswith(".jpg") else cutout_part(f"{key}__view")) for key, part in entries)
+
+
 def test_parts_of_folders(cutouts: Path) -> None:
     config = tiny_config(
         data_cutouts=(str(cutouts / "cutouts"),), data_backgrounds=str(cutouts / "backgrounds"), data_split="by_name"
