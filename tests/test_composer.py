@@ -280,7 +280,10 @@ def test_windows_of_a_cpu_and_whole_canvases_of_a_gpu_give_the_same_scenes(make:
     whole = composer.compose(2, range(24))
     for name in ("masks", "counts", "overlaps", "order", "frame", "dropped"):
         assert torch.equal(getattr(whole, name), getattr(windows, name)), name
-    torch.testing.assert_close(whole.image, windows.image, rtol=0, atol=1e-5)
+    apart = (whole.image - windows.image).abs()
+    packed = apart.amax(dim=(1, 2, 3)) > 1e-5  # as JPEG, by another code there
+    assert packed.any() == bool(style.degradation) and packed.sum() < 12
+    assert apart.mean() < 0.005
 
 
 def test_prints_change_the_surface_of_objects_and_nothing_else(make: Make) -> None:
@@ -419,6 +422,21 @@ def test_each_way_of_degradation(monkeypatch: pytest.MonkeyPatch, strength: tupl
         assert 0 < (made - image).abs().max() < 0.2 and (made - image).std() < 0.05
     monkeypatch.undo()
     assert degrade(image, keys, share=0.0) is image
+
+
+def test_pictures_degraded_together_are_those_degraded_one_by_one(make: Make) -> None:
+    image = make(replace(PLAIN, objects=(1, 3))).compose(1, range(24)).image
+    keys = Keys.span(0, 0, 0, len(image))
+    alone, together = (degrade(image.clone(), keys, share=0.7, one_by_one=one_by_one) for one_by_one in (True, False))
+    kept = (alone == image).flatten(1).all(dim=1)
+    assert 4 < kept.sum() < 16 and torch.equal(alone[kept], together[kept])
+    apart = (alone - together).abs().mean(dim=(1, 2, 3))
+    packed = apart > 1e-5
+    assert 2 < packed.sum() < 14, "all but JPEG is the same"
+    changed = (alone - image).abs().mean(dim=(1, 2, 3))
+    assert (apart[packed] < 0.5 * changed[packed]).all(), "and JPEG nearly so"
+    nothing = image.clone()
+    assert degrade(nothing, keys, share=0.0, one_by_one=False) is nothing and torch.equal(nothing, image)
 
 
 def test_hardly_visible_objects_are_left_out(make: Make) -> None:

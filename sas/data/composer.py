@@ -314,7 +314,7 @@ class Composer:
             image[shaded] *= everywhere
         image = self._camera(image, per_scene, keys)
         if style.degradation:
-            image = degrade(image, keys, share=style.degradation)
+            image = degrade(image, keys, share=style.degradation, one_by_one=self.one_by_one)
         image.clamp_(0, 1)
         barred = (~frame[:, 0, 0, 0]).nonzero()[:, 0]  # bars reach into every corner
         image[barred] = torch.where(frame[barred], image[barred], PADDING_VALUE / 255)
