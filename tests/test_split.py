@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -679,6 +680,25 @@ def test_a_network_of_ones_own_trains_is_saved_and_loaded(tmp_path: Path) -> Non
     for taken in ("halving", "conv", "timm/resnet18"):
         with pytest.raises(InputError, match=f"name must be that of no other encoder, got '{taken}'"):
             register_encoder(taken, Halving)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="timm needs torchvision, of which not every torch has one"
+)
+@pytest.mark.parametrize("name", ["resnet18", "mambaout_femto"])  # the latter has channels last
+def test_networks_of_timm_train_are_saved_and_loaded(tmp_path: Path, name: str) -> None:
+    settings: dict[str, Any] = {
+        **SPLIT, "data_image_size": 64, "data_mask_size": 32, "model_channels": (8, 16, 16, 16), "model_encoder": f"timm/{name}",
+    }  # fmt: skip
+    del settings["model_encoder_widths"]
+    pipe = Trainer(tiny_config(**settings, training_steps=2), tmp_path / "run", cpu=True, progress=False).run()
+    image = pictures(2, 64)
+    maps = pipe.model.eval().encode(image)
+    assert [tuple(one.shape[1:]) for one in maps] == [(8, 16, 16), (16, 8, 8), (16, 4, 4), (16, 2, 2)]
+    again = SASPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert all(torch.equal(one, other) for one, other in zip(again.model.encode(image), maps, strict=True))
+    with pytest.raises(InputError, match=r"timm/resnet180 is not to be had \(.*\); see timm.list_models"):
+        TimmEncoder("resnet180")
 
 
 # ---------------------------------------------------------------------- in the pipeline and the trainer
