@@ -96,7 +96,7 @@ BEYOND = {
     "adamw-3e-3": Cell("-", "AdamW, three times the learning rate", {"training.learning_rate": 3e-3}),
 }  # fmt: skip
 SAMPLED = {
-    **{f"{name}-{n}-steps": Cell("A", f"{TRAINED[name].words}, {n} steps", sample={"steps": n}, of=name)
+    **{f"{name}-{n}-steps": Cell("A", f"{TRAINED[name].words.partition(':')[0]}, {n} steps", sample={"steps": n}, of=name)
        for name in ("default", "eps", "v") for n in (1, 2, 10, 20, 100)},
     "default-12-scenes": Cell("-", "the default, on the scenes of `paper`", sample={"scenes": 12}, of="default"),
     "leading": Cell("C", "leading time steps", sample={"spacing": "leading"}, of="default"),
