@@ -34,6 +34,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -92,7 +93,6 @@ def scripted(pipe: SASPipeline, layers: int) -> Iterator[None]:
     """The network is run as ever, but what it says is put aside for bands from the top down, each overlapping the one before: any picture
     has `layers` layers, and one pass more finds nothing."""
     network, side = pipe.model.forward, pipe.config.mask_size
-    replaced = vars(pipe.model).get("forward")  # compiled
     edges = torch.linspace(0, side, layers + 1).long().tolist()
 
     def forward(noisy: torch.Tensor, timestep: torch.Tensor, cumulative: torch.Tensor, features: Any) -> torch.Tensor:
@@ -104,18 +104,15 @@ def scripted(pipe: SASPipeline, layers: int) -> Iterator[None]:
             output[row, 1:] = -20 if done < layers else 20
         return output
 
-    pipe.model.forward = forward
-    try:
+    with patch.object(pipe.model, "forward", forward):
         yield
-    finally:
-        if replaced is None:
-            del pipe.model.forward
-        else:
-            pipe.model.forward = replaced
 
 
-def compile_network(network: torch.nn.Module, mode: str) -> None:
-    """Encoder and denoiser by torch.compile. What they give is copied: CUDA graphs write the next call's to the same memory."""
+def compile_network(network: torch.nn.Module, mode: str | None) -> None:
+    """Encoder and denoiser by torch.compile; None leaves them as they are. What they give is copied: CUDA graphs write the next call's to
+    the same memory."""
+    if mode is None:
+        return
 
     def own(given: Any) -> Any:
         return given.clone() if isinstance(given, torch.Tensor) else type(given)(own(one) for one in given)
@@ -125,8 +122,7 @@ def compile_network(network: torch.nn.Module, mode: str) -> None:
         return lambda *given: own(compiled(*given))
 
     for name in ("encode", "forward"):
-        if hasattr(network, name):
-            setattr(network, name, copied(getattr(network, name)))
+        setattr(network, name, copied(getattr(network, name)))
 
 
 def fixed_work(
@@ -146,8 +142,7 @@ def fixed_work(
 def protocol(pipe: SASPipeline, rounds: int, mode: str | None) -> dict[str, Any]:
     paper = build_model(load_config(ROOT / "configs" / "paper.yaml")).eval()
     paper.to(pipe.device, pipe.dtype, memory_format=torch.channels_last)
-    if mode is not None:
-        compile_network(paper, mode)
+    compile_network(paper, mode)
     masks, image, times = masks_like(pipe, 3), images_like(pipe, 3, pipe.config.mask_size), rows_of(pipe, 3)
     with torch.no_grad():
         one_pass = seconds(lambda: paper(masks, times, masks, image), rounds)
@@ -172,8 +167,7 @@ def stock(pipe: SASPipeline, rounds: int, mode: str | None) -> dict[str, Any]:
     monolithic network of `benchmarks/protocols.py` (untrained: speed does not depend on it) and for the one of the weights."""
     config = load_config(None, SMALL)
     small = build_pipeline(config, build_model(config).eval().to(pipe.device, pipe.dtype))
-    if mode is not None:
-        compile_network(small.model, mode)
+    compile_network(small.model, mode)
     return {"small monolithic": _stock(small, 4 * rounds), "the weights' network": _stock(pipe, 4 * rounds)}
 
 
@@ -417,10 +411,8 @@ def drawing(pipe: SASPipeline, rounds: int, *, images: int, mode: str | None, la
     part of a call (reading, consensus, refinement) is left out. mode: of torch.compile; None leaves the network as it is."""
     members, steps = 3, 4
     model = copy.deepcopy(pipe.model).bfloat16()
-    encode, network = model.encode, model
-    if mode is not None:
-        torch.compiler.reset()  # each number of images by itself: the second one would be compiled for any number
-        encode, network = torch.compile(model.encode, mode=mode), torch.compile(model, mode=mode)
+    torch.compiler.reset()  # each number of images by itself: the second one would be compiled for any number
+    compile_network(model, mode)
     image = images_like(pipe, images, pipe.config.image_size).bfloat16()
     found = masks_like(pipe, members * images).bool()
     picture = torch.arange(images, device=pipe.device).repeat_interleave(members)
@@ -429,10 +421,9 @@ def drawing(pipe: SASPipeline, rounds: int, *, images: int, mode: str | None, la
 
     @torch.no_grad()
     def work() -> None:
-        # A copy: CUDA graphs write what they give to the same memory again, and the maps must outlive the denoiser's calls.
-        features = select_rows(encode(image), torch.arange(images, device=pipe.device))
+        features = model.encode(image)
         for _ in range(layers):
-            sampler(network, features, found, noise, picture=picture)
+            sampler(model, features, found, noise, picture=picture)
 
     for _ in range(2):  # CUDA graphs are recorded in the second call
         work()
@@ -487,8 +478,7 @@ def main() -> None:
         pipe.to(getattr(torch, options.dtype))
     for one in (plain, pipe):
         one.set_progress_bar_config(disable=True)
-    if options.compile is not None:
-        compile_network(pipe.model, options.compile)
+    compile_network(pipe.model, options.compile)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
