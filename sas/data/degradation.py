@@ -6,7 +6,7 @@ those of Wang et al., "Real-ESRGAN", ICCVW 2021; each has a strength of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,59 +30,50 @@ def degrade(image: torch.Tensor, keys: Keys, *, share: float, one_by_one: bool =
     """
     drawn = keys.uniform("degradation", 5)
     rows = torch.where(drawn[:, 0] < share)[0].tolist()
-    strength = (drawn[rows, 1:] - 0.5).clamp(min=0) * 2
-    named = [keys.at([keys.positions[row]]) for row in rows]
-    if one_by_one:
-        for row, ways, key in zip(rows, strength.tolist(), named, strict=True):
-            _degrade_one(image[row], key, *ways)
-    elif rows:
-        image[rows] = _degraded_together(image[rows], named, strength)
+    strength = (drawn[:, 1:] - 0.5).clamp(min=0) * 2
+    for some in [[row] for row in rows] if one_by_one or not rows else [rows]:
+        named = [keys.at([keys.positions[row]]) for row in some]
+        image[some] = _degraded(image[some], named, strength[some], pack=_in_files if one_by_one else _in_codec)
     return image
 
 
-def _degrade_one(picture: torch.Tensor, key: Keys, blur: float, fewer: float, noise: float, packed: float) -> None:
-    """A picture, float (3, S, S), in place, by strengths in [0, 1]."""
-    side = picture.shape[-1]
-    picture.clamp_(0, 1)
-    if blur or fewer:
-        lens = _lens(side, blur, fewer).to(picture.device)
-        picture.copy_(lens @ picture @ lens.mT)
-    if noise:
-        picture.add_(key.normal("speckle", 3, side, side)[0].to(picture.device), alpha=NOISE * noise)
-    picture.clamp_(0, 1)
-    if packed:
-        picture.copy_(_packed(picture, quality=_quality(packed)))
-
-
-@torch.no_grad()
-def _degraded_together(pictures: torch.Tensor, keys: Sequence[Keys], strength: torch.Tensor) -> torch.Tensor:
-    """The same of float (K, 3, S, S), one a key, by strengths (K, 4), on the device of the pictures."""
-    from kornia.enhance import jpeg_codec_differentiable
-
+def _degraded(
+    pictures: torch.Tensor,
+    keys: Sequence[Keys],
+    strength: torch.Tensor,
+    *,
+    pack: Callable[[torch.Tensor, list[int]], torch.Tensor],
+) -> torch.Tensor:
+    """Pictures float (K, 3, S, S), one a key, by strengths (K, 4) in [0, 1]: blur, fewer pixels, noise, JPEG."""
     side, device = pictures.shape[-1], pictures.device
-    lens = torch.stack([_lens(side, blur, fewer) for blur, fewer in strength[:, :2].tolist()]).to(device)[:, None]
-    worse = lens @ pictures.clamp(0, 1) @ lens.mT
-    noisy = torch.where(strength[:, 2] > 0)[0].tolist()
-    if noisy:
-        grain = torch.cat([keys[row].normal("speckle", 3, side, side) for row in noisy])
-        worse[noisy] += (NOISE * strength[noisy, 2, None, None, None] * grain).to(device)
+    worse = pictures.clamp(0, 1)
+    if strength[:, :2].any():
+        lens = torch.stack([_lens(side, blur, fewer) for blur, fewer in strength[:, :2].tolist()])[:, None].to(device)
+        worse = lens @ worse @ lens.mT
+    for picture, key, noise in zip(worse, keys, strength[:, 2].tolist(), strict=True):
+        if noise:
+            picture.add_(key.normal("speckle", 3, side, side)[0].to(device), alpha=NOISE * noise)
     worse.clamp_(0, 1)
     packed = torch.where(strength[:, 3] > 0)[0].tolist()
     if packed:
-        quality = torch.tensor([float(_quality(value)) for value in strength[packed, 3].tolist()], device=device)
-        worse[packed] = jpeg_codec_differentiable(worse[packed], quality).clamp(0, 1)
+        quality = [round(JPEG[0] + (JPEG[1] - JPEG[0]) * value) for value in strength[packed, 3].tolist()]
+        worse[packed] = pack(worse[packed], quality)
     return worse
 
 
-def _quality(strength: float) -> int:
-    return round(JPEG[0] + (JPEG[1] - JPEG[0]) * strength)
+def _in_files(pictures: torch.Tensor, quality: list[int]) -> torch.Tensor:
+    """float (K, 3, S, S) in [0, 1] -> the same as JPEG files of these qualities keep them, made on the CPU."""
+    pixels = rearrange((pictures * 255).round().byte(), "k c h w -> k h w c").cpu().numpy()
+    kept = [np.array(as_jpeg(Image.fromarray(one), value)) for one, value in zip(pixels, quality, strict=True)]
+    return rearrange(torch.from_numpy(np.stack(kept)), "k h w c -> k c h w").to(pictures.device).float() / 255
 
 
-def _packed(picture: torch.Tensor, *, quality: int) -> torch.Tensor:
-    """float (3, S, S) in [0, 1] -> the same as JPEG keeps it, on the CPU."""
-    pixels = rearrange((picture * 255).round().byte(), "c h w -> h w c").cpu().numpy()
-    kept = np.array(as_jpeg(Image.fromarray(pixels), quality))
-    return rearrange(torch.from_numpy(kept), "h w c -> c h w").float() / 255
+@torch.no_grad()
+def _in_codec(pictures: torch.Tensor, quality: list[int]) -> torch.Tensor:
+    """Nearly the same, on the device of the pictures."""
+    from kornia.enhance import jpeg_codec_differentiable
+
+    return jpeg_codec_differentiable(pictures, torch.tensor(quality, device=pictures.device).float()).clamp(0, 1)
 
 
 def _lens(side: int, blur: float, fewer: float) -> torch.Tensor:
