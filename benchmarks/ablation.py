@@ -4,8 +4,8 @@
     python benchmarks/ablation.py --table        # docs/ablation.md from the files of finished cells
 
 A cell is one training, or one change of the sampler on a trained network. Each writes one JSON file, and finished ones are skipped, so the
-command can be stopped and started again. Minutes are CPU time, which other programs do not lengthen much. Nothing is downloaded: scenes and
-backgrounds are rendered, the encoder starts from scratch.
+command can be stopped and started again. Minutes are CPU time, which other programs lengthen less than the time of the clock. Nothing is
+downloaded: scenes and backgrounds are rendered, the encoder starts from scratch.
 """
 
 from __future__ import annotations
