@@ -123,10 +123,21 @@ def trained(name: str, seed: int, steps: int, out: Path) -> Path:
         changes["training.learning_rate"] = 3e-4
     trainer = Trainer(load_config(None, changes), run, init_from=start)
     if not trainer.has_pipeline:
-        trainer.run()
+        started = time.process_time()
+        try:
+            trainer.run()
+        finally:  # also of a part that was stopped
+            spent = (time.process_time() - started) / 60 + (minutes(run) or 0.0)
+            (run / "cpu_minutes.json").write_text(f"{spent}\n")
         if not trainer.has_pipeline:
             raise SystemExit(f"stopped before the end of {run}; the same command goes on")
     return run / "pipeline"
+
+
+def minutes(run: Path) -> float | None:
+    """CPU time that the training of a cell has taken so far, in all its parts and without what it began from; None if nobody wrote it down."""
+    file = run / "cpu_minutes.json"
+    return float(json.loads(file.read_text())) if file.exists() else None
 
 
 def scenes(seed: int, image_size: int, count: int = 200) -> SceneBatch:
@@ -174,16 +185,15 @@ def run(name: str, seed: int, steps: int, out: Path) -> None:
         done = json.loads(file.read_text())
         if (done.get("scene_seed"), done["training_steps"]) == (VALIDATION_SEED + seed, steps):
             return
-    cell, started = CELLS[name], time.process_time()
+    cell = CELLS[name]
     folder = trained(cell.of if name in SAMPLED and cell.of else name, seed, steps, out)
-    minutes = (time.process_time() - started) / 60
     pipe = changed(SASPipeline.from_pretrained(folder), cell.sample)
     pipe.set_progress_bar_config(disable=True)
     batch = scenes(seed, pipe.config.image_size, cell.sample.get("scenes", 200))
     sampling_steps = cell.sample.get("steps", 4)
     scores = validate(pipe, batch, members=3, steps=sampling_steps)
     found = {
-        "cell": name, "factor": cell.factor, "words": cell.words, "seed": seed, "training_steps": steps, "minutes": minutes,
+        "cell": name, "factor": cell.factor, "words": cell.words, "seed": seed, "training_steps": steps, "minutes": minutes(folder.parent),
         "sampling_steps": sampling_steps, "parameters": sum(p.numel() for p in pipe.model.parameters()), "scenes": len(batch),
         "scene_seed": VALIDATION_SEED + seed,
         "own": scores.own, "true": scores.behind.by_layer, "stop_accuracy": scores.behind.stop_accuracy, "false_layers": scores.false_layers,
@@ -192,7 +202,7 @@ def run(name: str, seed: int, steps: int, out: Path) -> None:
     }  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n")
-    print(name, seed, [round(value, 3) for value in scores.own], f"{minutes:.1f} min", flush=True)
+    print(name, seed, [round(value, 3) for value in scores.own], flush=True)
 
 
 def table(out: Path) -> str:
@@ -215,8 +225,9 @@ def table(out: Path) -> str:
         layers = [words([one["own"][k] if k < len(one["own"]) else float("nan") for one in files]) for k in range(3)]
         rest = [words([one[key] for one in files]) for key in ("stop_accuracy", "false_layers", "spread")]
         size = f"{files[0]['parameters'] / 1e6:.2f} M"
-        minutes = "-" if name in SAMPLED else " and ".join(f"{one['minutes']:.0f}" for one in files)
-        lines.append(f"| {cell.factor} | `{name}`: {cell.words} | {size} | {minutes} | {' | '.join(layers + rest)} |")
+        spent = [one["minutes"] for one in files if name not in SAMPLED and one["minutes"] is not None]
+        taken = " and ".join(f"{one:.0f}" for one in spent) or "-"
+        lines.append(f"| {cell.factor} | `{name}`: {cell.words} | {size} | {taken} | {' | '.join(layers + rest)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ there) against the same. onnx: encoder and denoiser in onnxruntime beside torch,
 `onnx`). start: seconds of `sas --help`, of a first result, and of `sas sample` on one picture. bfloat16: a photograph, the encoder and the
 denoiser in it and in float32, in turns; only where the device has it. gpu: milliseconds an image in bfloat16, as it is and compiled; only
 where the device is a GPU. --dtype is of all but onnx, start (float32), bfloat16 and gpu; --compile is of the networks of protocol, stock,
-photo, parts and growth.
+photo, parts (without what encoder and denoiser are made of) and growth.
 """
 
 from __future__ import annotations
@@ -211,8 +211,9 @@ def photo(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
-    """The works take turns; each has several times the rounds, being short."""
+def parts(pipe: SASPipeline, rounds: int, *, mode: str | None) -> dict[str, Any]:
+    """The works take turns; each has several times the rounds, being short. mode: of torch.compile, which compiles encoder and denoiser as
+    wholes: what they are made of is then left out."""
     model = pipe.model
     a = torch.randn(2048, 2048, device=pipe.device, dtype=pipe.dtype)
     image = images_like(pipe, 1, pipe.config.image_size)
@@ -224,22 +225,23 @@ def parts(pipe: SASPipeline, rounds: int) -> dict[str, Any]:
             "denoiser": lambda: model(masks, times, masks, features),
             "encoder": lambda: model.encode(image),
         }
-        if hasattr(model, "image_encoder"):
+        if mode is None and hasattr(model, "image_encoder"):
             small = images_like(pipe, 1, 128)
             works["image encoder alone, 128 x 128"] = lambda: model.image_encoder(small)
-        if getattr(model, "fuse", None) is not None:
+        if mode is None and getattr(model, "fuse", None) is not None:
             maps = [
                 torch.zeros_like(part[:1], memory_format=torch.channels_last)
                 for part in features[: len(model.fuse.enter)]
             ]
             works["fusion"] = lambda: model.fuse(maps)
-        if getattr(model, "fine", None) is not None:
+        if mode is None and getattr(model, "fine", None) is not None:
             side = pipe.config.mask_size // model.config.patch
             last = torch.zeros(8, model.config.channels[0], side, side, device=pipe.device, dtype=pipe.dtype)
             works["outline stage"] = lambda: model.fine(last, masks, masks, features[-1])
         work = {}
         for name, one in works.items():
-            with FlopCounterMode(display=False) as counter:
+            # What is compiled as operations are counted would run uncompiled from then on.
+            with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
                 one()
             work[name] = counter.get_total_flops() / 1e9
         taken = in_turns(works, 6 * rounds)
@@ -491,8 +493,8 @@ def main() -> None:
     }
     mode = options.compile
     work = {
-        "protocol": partial(protocol, mode=mode), "stock": partial(stock, mode=mode), "photo": photo, "parts": parts, "growth": growth,
-        "memory": partial(memory, weights=options.weights, dtype=options.dtype), "onnx": onnx,
+        "protocol": partial(protocol, mode=mode), "stock": partial(stock, mode=mode), "photo": photo,
+        "parts": partial(parts, mode=mode), "growth": growth, "memory": partial(memory, weights=options.weights, dtype=options.dtype), "onnx": onnx,
         "start": partial(start, weights=options.weights), "bfloat16": bfloat16, "gpu": gpu,
     }  # fmt: skip
     for name in options.only:

@@ -22,9 +22,10 @@ def spread(values: Sequence[float]) -> Timing:
     return statistics.median(values), min(values), max(values)
 
 
-def seconds(work: Callable[[], object], rounds: int) -> Timing:
-    """Median, shortest and longest of some rounds after one to warm up."""
-    work()
+def seconds(work: Callable[[], object], rounds: int, *, warm: int = 2) -> Timing:
+    """Median, shortest and longest of some rounds after two to warm up: CUDA graphs are recorded in the second call."""
+    for _ in range(warm):
+        work()
     taken = []
     for _ in range(rounds):
         synchronize()
@@ -36,10 +37,10 @@ def seconds(work: Callable[[], object], rounds: int) -> Timing:
 
 
 def in_turns(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work in each round. The works take turns, each after a run to warm up, so that a machine whose speed changes is
-    fair to all."""
+    """Seconds of each work in each round. The works take turns, each after a run to warm up (the first time two), so that a machine whose
+    speed changes is fair to all."""
     taken: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, work in works.items():
-            taken[name].append(seconds(work, 1)[0])
+            taken[name].append(seconds(work, 1, warm=1 if number else 2)[0])
     return taken
