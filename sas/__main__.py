@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from sas.imports import reader_may_leave
+
 OVERVIEW = {
     "demo": "Take generated scenes and example pictures apart with the shipped weights.",
     "sample": "Take photographs apart into ordered amodal layers.",
@@ -19,6 +21,7 @@ OVERVIEW = {
 }
 
 
+@reader_may_leave()
 def main(arguments: Sequence[str] | None = None) -> int:
     """`sas COMMAND ...`; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

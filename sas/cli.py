@@ -17,7 +17,7 @@ from sas import cli_data
 from sas.arguments import LARGEST
 from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, parse
 from sas.config import Config, ConfigError, faults, load_config
-from sas.imports import quick_imports, share_cores
+from sas.imports import nobody_reads, quick_imports, reader_may_leave, share_cores
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,7 @@ def dispatch(name: str, arguments: Sequence[str]) -> int:
     return USAGE
 
 
+@reader_may_leave()
 def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """Parse the arguments of one command and carry it out; errors become one line and an exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -65,7 +66,7 @@ def run(command: type[Any], arguments: Sequence[str] | None = None, *, program: 
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if debug:
+        if debug or (isinstance(error, BrokenPipeError) and nobody_reads()):
             raise
         from pydantic import ValidationError
 
@@ -462,8 +463,11 @@ def _average(options: Average) -> int:
 
 
 def _doctor(options: Doctor) -> int:
+    from diffusers.utils.logging import disable_progress_bar
+
     from sas.doctor import check_scenes, examine
 
+    disable_progress_bar()
     started = time.perf_counter()
     checks = examine(options.weights) + (check_scenes(options.data) if options.data else [])
     for check in checks:

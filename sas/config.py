@@ -576,7 +576,10 @@ def _fault(place: tuple[str, ...], errors: list[Any]) -> str:
         return f"{name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}"
     if first["type"] not in _PLAIN:
         return f"{name}: {first['msg']}, got {first['input']!r}: change the value"
-    rules = [tuple(part.format(**one.get("ctx", {})) for part in _PLAIN[one["type"]]) for one in errors]
+    rules = [
+        tuple(part.format(**{"input": one["input"], **one.get("ctx", {})}) for part in _PLAIN[one["type"]])
+        for one in errors
+    ]
     rule, cure = " or ".join(dict.fromkeys(rule for rule, _ in rules)), rules[-1][1]
     if first["type"] == "literal_error" and isinstance(first["input"], bool):
         cure = 'YAML takes a bare no, off, yes or on for a truth value: put it into quotes, for example "no"'
@@ -597,7 +600,7 @@ _PLAIN: dict[str, tuple[str, str]] = {
     "finite_number": ("a finite number", "pass one, or null where that is allowed"),
     "string_type": ("a text", "pass a text"),
     "literal_error": ("{expected}", "choose one of them"),
-    "tuple_type": ("a list", "pass a list"),
+    "tuple_type": ("a list", "pass a list, such as [{input}]"),
     "too_long": ("at most {max_length} values", "leave some out"),
     "missing": ("given", "add it"),
     **dict.fromkeys(("dict_type", "model_type"), ("fields and their values", "write NAME: VALUE for each")),

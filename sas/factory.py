@@ -15,7 +15,7 @@ from torch import nn
 from sas.config import Config, ConfigError, DataSettings, DiffusionSettings, SamplingSettings
 from sas.data.atlas import Atlas, cutout_files
 from sas.data.augment import Augmentation
-from sas.data.backgrounds import load_backgrounds, render_backgrounds
+from sas.data.backgrounds import background_files, load_backgrounds, render_backgrounds
 from sas.data.composer import Composer, SceneStyle
 from sas.data.folders import ProjectFolder
 from sas.data.formats.mask_folder import MaskFolders
@@ -29,7 +29,6 @@ from sas.io import InputError
 from sas.items import Corruption
 from sas.models import ConcatUNet, SplitDenoiser
 from sas.order import DEFAULT_MIN_OVERLAP
-from sas.pictures import find_images
 from sas.pipeline import SASPipeline
 from sas.scene import Scene, SceneBatch
 from sas.seeding import VALIDATION_SEED, derive_seed
@@ -251,7 +250,7 @@ def _check_parts(data: DataSettings, *parts: Part) -> None:
             name: [cutout_part(one) for _, one in cutout_files(folder)] for name, folder in _cutout_folders(data, part)
         }
         held |= {
-            name: [part_of(one.name) for one in find_images([folder])]
+            name: [part_of(one.name) for one in background_files(folder)]
             for name, folder in _background_folders(data, part)
         }
         for name, found in held.items():
@@ -302,7 +301,7 @@ def data_split(data: DataSettings) -> str:
     if data.split == "none":
         return ""
     cutouts = [name for folder in data.cutouts for _, name in cutout_files(folder)]
-    pictures = [path.name for path in find_images([data.backgrounds])] if data.backgrounds else []
+    pictures = [path.name for path in background_files(data.backgrounds)] if data.backgrounds else []
     return split_hash(cutouts, pictures)
 
 
@@ -433,6 +432,10 @@ def build_validation(config: Config) -> SceneSource:
             batch_size=config.logging.validation_scenes,
             image_size=data.image_size,
             mask_size=data.mask_size,
+        )
+    if data.cutouts and data.split == "none":
+        logger.warning(
+            "data.split none keeps no cutout back: validation is of other scenes of the same things, and says little of others"
         )
     smaller = data.model_copy(
         update={

@@ -181,9 +181,11 @@ class SASPipeline(DiffusionPipeline):
             try:
                 pipe = super().from_pretrained(str(weights), use_safetensors=True, **kwargs)
             except OSError as error:
+                offline = "local_files_only" in str(error)  # whose own words are several lines
+                why = "which was not reached" if offline else f"which says: {first_line(error)}"
                 raise InputError(
-                    f"weights {weights} is no folder here, and no pipeline of that name can be had from the hub "
-                    f"({first_line(error)}); check the path, or the hub id and the connection"
+                    f"weights {weights} is no folder here, and no pipeline of that name can be had from the hub, {why}; "
+                    "check the path, or the hub id and the connection"
                 ) from error
             pipe.register_to_config(model_id=str(weights))
             return pipe

@@ -457,11 +457,13 @@ class LayeredResult:
 
     def _captions(self) -> list[str]:
         settings, nothing, most = self.settings, self.stop.probability, self.stop.threshold
-        rule = f" (above {most:g} it stops)" if nothing is not None and most is not None and nothing > most else ""
+        by_rule = nothing is not None and most is not None and nothing > most
         stop = {
             "empty": f"{self.stop.votes} of {counted(settings.members, 'try', 'tries')} found no further object"
             if nothing is None
-            else f"no further object found, probability that nothing is left {nothing:.2f}{rule}",
+            else f"nothing is left with a probability of {nothing:.2f}, and {most:g} is enough to stop (stop_threshold)"
+            if by_rule
+            else f"no further object found, probability that nothing is left {nothing:.2f}",
             "no_progress": "the next layer would have added nothing new",
             "max_layers": "the largest number of layers, or of parts joined to them, was reached",
         }[self.stop.reason]
@@ -502,6 +504,11 @@ class Layer:
     def uncertainty(self) -> np.ndarray:
         """float32 (H, W) in [0, 0.25]."""
         return to_frame(self._result.geometry, self._result.uncertainty[self.index])
+
+    @property
+    def members(self) -> np.ndarray:
+        """bool (E, H, W): the mask of each member, a plausible completion each; as coarse as the mask grid, and made anew at each call."""
+        return to_frame(self._result.geometry, self._result.members[self.index])
 
     @property
     def area(self) -> int:

@@ -244,3 +244,15 @@ def test_bad_atlas_is_named() -> None:
             Atlas(sprites=sprites, group=torch.tensor(group), names=("a", "b"))
     with pytest.raises(InputError, match="sprites must hold at least one cutout, got none"):
         Atlas(sprites=sprites[:0], group=torch.zeros(0, dtype=torch.int64), names=())
+
+
+def test_a_mask_beside_no_picture_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "b.jpg", "a.mask.png", "b.mask.png", "c.mask.png", "d.mask.png"):
+        Image.fromarray(np.full((10, 16, *((3,) * (".mask" not in name))), 210, dtype=np.uint8)).save(tmp_path / name)
+    assert Atlas.from_folders([tmp_path], size=16).names == ("a", "b")
+    assert "2 of the masks in" in caplog.text and "the first is c.mask.png: its picture would be c.jpg" in caplog.text
+    caplog.clear()
+    for name in ("c.mask.png", "d.mask.png"):
+        (tmp_path / name).unlink()
+    Atlas.from_folders([tmp_path], size=16)
+    assert not caplog.text

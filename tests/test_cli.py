@@ -119,6 +119,18 @@ def test_module_can_be_run(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"sas-amodal {sas.__version__}\n")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["compose", "--help"], ["doctor"]])
+def test_whoever_stops_reading_is_no_error(arguments: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "sas", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.close()  # before it has written anything, as `| head -0` would
+        told = child.stderr.read()
+        child.wait(timeout=120)
+    assert not told, told
+
+
 # ---------------------------------------------------------------------- train
 
 

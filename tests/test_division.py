@@ -113,6 +113,19 @@ def test_a_part_without_pictures_is_told_before_training(cutouts: Path, tmp_path
         Trainer(config, tmp_path / "run", cpu=True, progress=False).run()
 
 
+def test_backgrounds_that_are_not_there_are_told_as_such(cutouts: Path) -> None:
+    config = tiny_config(data_cutouts=[str(cutouts / "cutouts")], data_backgrounds="nowhere", data_split="by_name")
+    with pytest.raises(InputError, match="backgrounds nowhere must be a folder, found nothing; check the path"):
+        check_data(config.data)
+
+
+def test_validation_without_things_kept_back_says_so(cutouts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("none", "by_name"):
+        caplog.clear()
+        build_validation(tiny_config(data_cutouts=[str(cutouts / "cutouts")], data_split=split, data_sprite_size=16))
+        assert ("keeps no cutout back" in caplog.text) == (split == "none")
+
+
 def test_hash_names_the_division_and_nothing_else() -> None:
     some = split_hash(["a__b__1", "a__b__2", "c"], ["1.jpg", "2.jpg"])
     assert some == split_hash(["c", "a__b__7"], ["2.jpg", "1.jpg"]), "neither order nor number of views"

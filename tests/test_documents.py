@@ -39,9 +39,8 @@ def commands() -> list[str]:
 @pytest.fixture()
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a photo, cutouts of one's own and the configurations, as a reader of the README would have."""
-    image = np.full((48, 64, 3), 200, dtype=np.uint8)
-    image[10:30, 20:40] = (180, 60, 40)
-    Image.fromarray(image).save(tmp_path / "photo.jpg")
+    with Image.open(ROOT / "sas" / "demo_pictures" / "single.png") as picture:
+        picture.convert("RGB").save(tmp_path / "photo.jpg")
     (tmp_path / "my_cutouts").mkdir()
     for number in range(3):
         cutout = np.zeros((24, 24, 4), dtype=np.uint8)
@@ -123,6 +122,7 @@ def test_python_blocks_run(workplace: Path, capsys: pytest.CaptureFixture[str]) 
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
     assert "layers," in capsys.readouterr().out
+    assert len(names["rest"]) >= 1 and np.array_equal(names["rest"][0].mask, names["corrected"])  # type: ignore[index,arg-type]
     assert (workplace / "results" / "photo" / "result.json").exists()
 
 

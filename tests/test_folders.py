@@ -280,6 +280,9 @@ def test_published_masks_of_odd_values_are_read(tmp_path: Path, tiny_scene: Scen
 def test_damaged_sas_folders_are_refused(tmp_path: Path, tiny_scene: Scene) -> None:
     with pytest.raises(InputError, match="must hold folders <id>_<layer>, got none; check the path"):
         SASFolders(tmp_path)
+    write_project(tmp_path / "project", [tiny_scene], min_overlap=0.01)
+    with pytest.raises(InputError, match='as `sas compose` writes them: set data.format to "auto"'):
+        SASFolders(tmp_path / "project")
     write_sas_folders(tmp_path / "set", [tiny_scene])
     Image.new("L", (20, 30)).save(tmp_path / "set" / "tiny_1" / "mask.png")
     with pytest.raises(InputError, match=r"tiny_1/mask\.png must have the size of its image, 20x30 .*got 30x20"):

@@ -1020,7 +1020,8 @@ def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_hub_id_without_a_connection() -> None:
     """A relative path that does not exist may be a hub id: both are named."""
     with pytest.raises(
-        InputError, match=r"weights runs/mistyped is no folder here, and no pipeline .*; check the path, or"
+        InputError,
+        match=r"weights runs/mistyped is no folder here, and no pipeline .* the hub, which was not reached; check the path, or",
     ):
         SASPipeline.from_pretrained("runs/mistyped", local_files_only=True)
 

@@ -178,6 +178,8 @@ def test_layers_are_seen_in_the_input_frame(result: LayeredResult) -> None:
     assert (layer.mask == result.masks_full()[1]).all()
     assert (layer.probability == result.probability_full()[1]).all()
     assert (layer.uncertainty == result.uncertainty_full()[1]).all()
+    assert layer.members.shape == (len(result.members[1]), 64, 96) and layer.members.dtype == bool
+    assert (layer.members == result.geometry.to_input(result.members[1])).all()
     assert [one["id"] for one in layer.instances] == [1, 2]
     # 32 cells span 96 pixels, so 8 x 10 cells are about 24 x 30 pixels
     assert result[0].area == pytest.approx(24 * 30, rel=0.05)
@@ -320,7 +322,8 @@ def test_the_overview_says_why_it_stopped_as_far_as_it_is_known(result: LayeredR
     assert told._captions()[0].endswith("no further object found, probability that nothing is left 0.33."), (
         "masks may have been drawn"
     )
-    for threshold, words in ((0.04, "0.33 (above 0.04 it stops)."), (0.5, "left 0.33.")):  # where all tries were empty
+    by_rule = "nothing is left with a probability of 0.33, and 0.04 is enough to stop (stop_threshold)."
+    for threshold, words in ((0.04, by_rule), (0.5, "left 0.33.")):  # where all tries were empty
         told = replace(result, stop=Stop("empty", votes=2, probability=0.327, threshold=threshold))
         assert told._captions()[0].endswith(words)
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
+from tqdm.auto import tqdm
 
 from sas.data.solids import FAMILIES, render_solids
-from sas.io import InputError
+from sas.io import InputError, no_bar
 from sas.masks import check_shape
 from sas.pictures import converted, find_images, open_picture, read_image, read_mask
 from sas.seeding import derive_seed
@@ -65,7 +66,9 @@ class Atlas:
         if classes < 1:
             raise ValueError(f"classes must be at least 1, got {classes}: ask for one or more looks")
         sprites, names = [], []
-        for c in range(classes):
+        for c in tqdm(
+            range(classes), "rendering cutouts", unit="look", disable=no_bar(), leave=False, dynamic_ncols=True
+        ):
             family = families[c % len(families)]
             sprites.append(torch.from_numpy(render_solids(family, seed=derive_seed(seed, c), count=views, size=size)))
             names += [f"{family}-{c:03d}"] * views
@@ -86,6 +89,8 @@ class Atlas:
                 f"folders must hold at least one cutout, got none in {[str(folder) for folder in folders]}; "
                 "name a folder with pictures that have alpha"
             )
+        for folder in folders:
+            _warn_of_masks_alone(folder)
         found = [(_group_of(path), path) for path in files]
         found.sort(key=lambda pair: (pair[0], pair[1].name))
         groups = {name: number for number, name in enumerate(dict.fromkeys(group for group, _ in found))}
@@ -117,13 +122,35 @@ class Atlas:
 
 def cutout_files(folder: str | Path) -> list[tuple[Path, str]]:
     """Cutouts of a folder at all levels, each with its path below it without its ending ("mug/001"); masks beside them left out."""
-    if not Path(folder).exists():
-        raise InputError(f"cutouts {folder} must be a folder, found nothing; check the path")
-    found = [path for path in find_images([str(folder)], recursive=True) if path.suffixes[-2:-1] != [".mask"]]
     return [
         (path, (path.relative_to(folder) if path != Path(folder) else Path(path.name)).with_suffix("").as_posix())
-        for path in found
+        for path in _pictures_and_masks(folder)
+        if not _is_mask(path)
     ]
+
+
+def _pictures_and_masks(folder: str | Path) -> list[Path]:
+    if not Path(folder).exists():
+        raise InputError(f"cutouts {folder} must be a folder, found nothing; check the path")
+    return find_images([str(folder)], recursive=True)
+
+
+def _is_mask(path: Path) -> bool:
+    return path.suffixes[-2:-1] == [".mask"]
+
+
+def _warn_of_masks_alone(folder: str | Path) -> None:
+    """A mask that lies beside no picture adds no cutout; whoever put it there meant it to."""
+    found = _pictures_and_masks(folder)
+    pictures = {path.with_suffix("") for path in found if not _is_mask(path)}
+    alone = [path for path in found if _is_mask(path) and path.with_suffix("").with_suffix("") not in pictures]
+    if alone:
+        stem = alone[0].name.removesuffix("".join(alone[0].suffixes[-2:]))
+        logger.warning(
+            "%d of the masks in %s lie beside no picture and are left out, the first is %s: its picture would be %s.jpg, or another "
+            "picture of that name",
+            len(alone), folder, alone[0].name, stem,
+        )  # fmt: skip
 
 
 def _group_of(path: Path) -> str:

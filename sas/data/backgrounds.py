@@ -10,8 +10,9 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter, map_coordinates
+from tqdm.auto import tqdm
 
-from sas.io import InputError
+from sas.io import InputError, no_bar
 from sas.pictures import find_images, read_image
 from sas.seeding import derive_seed
 
@@ -27,7 +28,16 @@ def render_backgrounds(*, seed: int, count: int, size: int = 128) -> np.ndarray:
         raise ValueError(f"count must be at least 1, got {count}: ask for one or more backgrounds")
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}: ask for larger backgrounds")
-    return np.stack([_render(np.random.default_rng(derive_seed("background", seed, i)), size) for i in range(count)])
+    numbers = tqdm(range(count), "rendering backgrounds", disable=no_bar(), leave=False, dynamic_ncols=True)
+    return np.stack([_render(np.random.default_rng(derive_seed("background", seed, i)), size) for i in numbers])
+
+
+def background_files(folder: str | Path) -> list[Path]:
+    """Pictures directly in a folder, by name; InputError if it is none, or holds none."""
+    if not Path(folder).is_dir():
+        found = "a file" if Path(folder).exists() else "nothing"
+        raise InputError(f"backgrounds {folder} must be a folder, found {found}; check the path")
+    return find_images([folder])
 
 
 def load_backgrounds(folder: str | Path, *, size: int, keep: Callable[[str], bool] = lambda name: True) -> np.ndarray:
@@ -38,11 +48,8 @@ def load_backgrounds(folder: str | Path, *, size: int, keep: Callable[[str], boo
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}: ask for larger backgrounds")
-    if not Path(folder).is_dir():
-        found = "a file" if Path(folder).exists() else "nothing"
-        raise InputError(f"backgrounds {folder} must be a folder, found {found}; check the path")
     squares = []
-    names = [path for path in find_images([folder]) if keep(path.name)]
+    names = [path for path in background_files(folder) if keep(path.name)]
     if not names:
         raise InputError(f"backgrounds {folder} must hold a picture of the part asked for, got none; add pictures")
     for path in names:  # one at a time: photographs are large

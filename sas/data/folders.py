@@ -164,7 +164,10 @@ class SASFolders(LazyScenes):
         self.path = Path(path)
         self.folders = self.layer_folders(self.path)
         if not self.folders:
-            raise InputError(f"{self.path} must hold folders <id>_<layer>, got none; check the path")
+            cure = "check the path"
+            if (self.path / "dataset.json").exists():
+                cure = 'these are scenes as `sas compose` writes them: set data.format to "auto"'
+            raise InputError(f"{self.path} must hold folders <id>_<layer>, got none; {cure}")
         self.ids = sorted(self.folders)
         for name, folders in self.folders.items():
             first, last = (int(folder.name.rpartition("_")[2]) for folder in (folders[0], folders[-1]))
