@@ -85,7 +85,10 @@ class Score:
         return {**finite, "n": self.n}
 
     def __str__(self) -> str:
-        return "n/a" if np.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if np.isnan(self.value):
+            return "n/a"
+        # Drawn again, one image is always itself: an interval without width would look certain.
+        return f"{self.value:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.n > 1 else "")
 
 
 UNDEFINED = Score(float("nan"), float("nan"), float("nan"), 0)

@@ -303,6 +303,7 @@ def test_objects_without_a_pixel_are_left_out() -> None:
     scene = make_scene(0, [front, lost], (0, 1), shape=(SIDE, SIDE))
     report = evaluate(answers([scene], [front[None]]), [scene], progress=False)
     assert report.scores["miou_full"] == Score(1.0, 1.0, 1.0, 1)
+    assert str(report.scores["miou_full"]) == "1.000", "one instance has no interval"
     assert report.scores["layer_count_exact"].value == 1
     blank = replace(scene, amodal_masks=np.stack([front, np.zeros_like(front)]), order_matrix=None)
     assert evaluate(answers([blank], [front[None]]), [blank], progress=False).scores["miou_full"].n == 1
