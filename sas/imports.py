@@ -50,7 +50,8 @@ def reader_may_leave() -> Iterator[None]:
     """Inside, a reader of the output that has seen enough, as `head` has, ends the work without a word; exit status 1."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the program was started without an output
+            sys.stdout.flush()
     except BrokenPipeError:
         if not nobody_reads():
             raise
