@@ -65,7 +65,7 @@ def take_stock(
                 segmentation = layer_full
             else:
                 segmentation = to_frame(geometry, component) if owner is None else layer_full & (owner == number)
-            if segmentation.any():
+            if (segmentation & ~before).any():  # of what shows no pixel nobody can tell that it is there
                 instances.append(
                     _measure(index, component, segmentation, before, members=members, probability=probability)
                 )

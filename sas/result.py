@@ -259,7 +259,7 @@ class LayeredResult:
         Each is a dict: id (int from 0), segmentation (H, W) bool amodal mask, visible (H, W) bool mask of the part that
         no earlier layer covers, bbox [x, y, w, h] in pixels of the amodal mask, area in pixels, predicted_iou in [0, 1]
         (mean probability inside the mask x mean over members of the share of the mask that they set), layer,
-        occlusion_rate in [0, 1]. All masks are in the input frame; components that vanish there are left out.
+        occlusion_rate in [0, 1). All masks are in the input frame; components of which no pixel shows there are left out.
         """
         return [{**one, "bbox": list(one["bbox"])} for one in self._described]
 

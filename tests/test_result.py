@@ -166,6 +166,16 @@ def test_equality_sees_every_field(result: LayeredResult, layers: np.ndarray) ->
         assert not replace(result, **{name: value}).equals(result), name
 
 
+def test_what_shows_no_pixel_is_no_instance(layers: np.ndarray) -> None:
+    layers[1, 22:25, 2:6] = False
+    layers[0, 21:26, 1:7] = layers[1, 22:25, 2:6] = True  # the small block behind a larger one
+    result = _result(layers)
+    assert [(one["layer"], one["occlusion_rate"] < 1) for one in result.instances] == [(0, True), (0, True), (1, True)]
+    assert result.masks[1, 23, 3], "the mask of the layer stays as it was drawn"
+    layers[0, 23, 3] = False
+    assert [one["layer"] for one in _result(layers).instances] == [0, 0, 1, 1]
+
+
 # -- layers -----------------------------------------------------------------------------------------
 
 
