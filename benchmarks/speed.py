@@ -225,19 +225,8 @@ def parts(pipe: SASPipeline, rounds: int, *, mode: str | None) -> dict[str, Any]
             "denoiser": lambda: model(masks, times, masks, features),
             "encoder": lambda: model.encode(image),
         }
-        if mode is None and hasattr(model, "image_encoder"):
-            small = images_like(pipe, 1, 128)
-            works["image encoder alone, 128 x 128"] = lambda: model.image_encoder(small)
-        if mode is None and getattr(model, "fuse", None) is not None:
-            maps = [
-                torch.zeros_like(part[:1], memory_format=torch.channels_last)
-                for part in features[: len(model.fuse.enter)]
-            ]
-            works["fusion"] = lambda: model.fuse(maps)
-        if mode is None and getattr(model, "fine", None) is not None:
-            side = pipe.config.mask_size // model.config.patch
-            last = torch.zeros(8, model.config.channels[0], side, side, device=pipe.device, dtype=pipe.dtype)
-            works["outline stage"] = lambda: model.fine(last, masks, masks, features[-1])
+        if mode is None:
+            works |= stages(pipe, masks, features)
         work = {}
         for name, one in works.items():
             # What is compiled as operations are counted would run uncompiled from then on.
@@ -252,6 +241,24 @@ def parts(pipe: SASPipeline, rounds: int, *, mode: str | None) -> dict[str, Any]
         "gflops": rate,
         "share_of_the_matrix_product": {name: value / rate["matrix product"] for name, value in rate.items()},
     }  # fmt: skip
+
+
+def stages(pipe: SASPipeline, masks: torch.Tensor, features: Any) -> dict[str, Callable[[], object]]:
+    """What encoder and denoiser are made of, as far as the network has it, each by itself."""
+    model, works = pipe.model, {}
+    if hasattr(model, "image_encoder"):
+        small = images_like(pipe, 1, 128)
+        works["image encoder alone, 128 x 128"] = lambda: model.image_encoder(small)
+    if getattr(model, "fuse", None) is not None:
+        maps = [
+            torch.zeros_like(part[:1], memory_format=torch.channels_last) for part in features[: len(model.fuse.enter)]
+        ]
+        works["fusion"] = lambda: model.fuse(maps)
+    if getattr(model, "fine", None) is not None:
+        side = pipe.config.mask_size // model.config.patch
+        last = torch.zeros(8, model.config.channels[0], side, side, device=pipe.device, dtype=pipe.dtype)
+        works["outline stage"] = lambda: model.fine(last, masks, masks, features[-1])
+    return works
 
 
 def growth(pipe: SASPipeline, rounds: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sas.imports import reader_may_leave
+from sas.console import reader_may_leave
 
 OVERVIEW = {
     "demo": "Take generated scenes and example pictures apart with the shipped weights.",

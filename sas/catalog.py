@@ -65,9 +65,10 @@ def take_stock(
                 segmentation = layer_full
             else:
                 segmentation = to_frame(geometry, component) if owner is None else layer_full & (owner == number)
-            if (segmentation & ~before).any():  # of what shows no pixel nobody can tell that it is there
+            seen = segmentation & ~before
+            if seen.any():  # of what shows no pixel nobody can tell that it is there
                 instances.append(
-                    _measure(index, component, segmentation, before, members=members, probability=probability)
+                    _measure(index, component, segmentation, seen, members=members, probability=probability)
                 )
         areas.append(int(layer_full.sum()))
         before |= layer_full
@@ -78,12 +79,11 @@ def _measure(
     layer: int,
     component: np.ndarray,
     segmentation: np.ndarray,
-    before: np.ndarray,
+    seen: np.ndarray,
     *,
     members: np.ndarray,
     probability: np.ndarray,
 ) -> Instance:
-    seen = segmentation & ~before
     rows, columns = np.flatnonzero(segmentation.any(axis=1)), np.flatnonzero(segmentation.any(axis=0))
     left, top = int(columns[0]), int(rows[0])
     area = int(segmentation.sum())

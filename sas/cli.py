@@ -17,7 +17,8 @@ from sas import cli_data
 from sas.arguments import LARGEST
 from sas.cli_options import Average, Compose, Demo, Doctor, Evaluate, Export, Sample, Train, parse
 from sas.config import Config, ConfigError, faults, load_config
-from sas.imports import nobody_reads, quick_imports, reader_may_leave, share_cores
+from sas.console import nobody_reads, reader_may_leave
+from sas.imports import quick_imports, share_cores
 
 if TYPE_CHECKING:
     import torch

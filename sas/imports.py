@@ -1,11 +1,9 @@
-"""What is done before PyTorch is imported, and around all commands."""
+"""What is done before PyTorch is imported."""
 
 from __future__ import annotations
 
 import gc
 import os
-import select
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,27 +41,3 @@ def quick_imports() -> Iterator[None]:
     finally:
         if not resting:
             gc.enable()
-
-
-@contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Inside, a reader of the output that has seen enough, as `head` has, ends the work without a word; exit status 1."""
-    try:
-        yield
-        if sys.stdout is not None:  # as it is where the program was started without an output
-            sys.stdout.flush()
-    except BrokenPipeError:
-        if not nobody_reads():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
-        sys.exit(1)
-
-
-def nobody_reads() -> bool:
-    """Whether the output is a pipe whose reader has gone."""
-    try:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
-        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # Windows has no poll, and not every output is a file
-        return False

@@ -37,11 +37,6 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def no_bar() -> bool | None:
-    """What tqdm is to take as `disable` for work that may last: a bar on terminals alone, and in the first process of several."""
-    return None if os.environ.get("LOCAL_RANK", "0") == "0" else True
-
-
 def reason(error: object) -> str:
     """What an exception or warning says, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "sas"
 
 # A module imports only from strictly lower ranks; inside `data` and `models`, from its own package too, without cycles.
 RANKS = {
-    0: ("masks", "geometry", "io", "seeding", "config", "provenance", "optimizer", "imports"),
+    0: ("masks", "geometry", "io", "seeding", "config", "provenance", "optimizer", "imports", "console"),
     1: (
         "arguments",
         "order",

@@ -13,8 +13,9 @@ from einops import rearrange
 from PIL import Image
 from tqdm.auto import tqdm
 
+from sas.console import no_bar
 from sas.data.solids import FAMILIES, render_solids
-from sas.io import InputError, no_bar
+from sas.io import InputError
 from sas.masks import check_shape
 from sas.pictures import converted, find_images, open_picture, read_image, read_mask
 from sas.seeding import derive_seed
@@ -122,17 +123,13 @@ class Atlas:
 
 def cutout_files(folder: str | Path) -> list[tuple[Path, str]]:
     """Cutouts of a folder at all levels, each with its path below it without its ending ("mug/001"); masks beside them left out."""
-    return [
-        (path, (path.relative_to(folder) if path != Path(folder) else Path(path.name)).with_suffix("").as_posix())
-        for path in _pictures_and_masks(folder)
-        if not _is_mask(path)
-    ]
-
-
-def _pictures_and_masks(folder: str | Path) -> list[Path]:
     if not Path(folder).exists():
         raise InputError(f"cutouts {folder} must be a folder, found nothing; check the path")
-    return find_images([str(folder)], recursive=True)
+    found = [path for path in find_images([str(folder)], recursive=True) if not _is_mask(path)]
+    return [
+        (path, (path.relative_to(folder) if path != Path(folder) else Path(path.name)).with_suffix("").as_posix())
+        for path in found
+    ]
 
 
 def _is_mask(path: Path) -> bool:
@@ -141,15 +138,14 @@ def _is_mask(path: Path) -> bool:
 
 def _warn_of_masks_alone(folder: str | Path) -> None:
     """A mask that lies beside no picture adds no cutout; whoever put it there meant it to."""
-    found = _pictures_and_masks(folder)
+    found = find_images([str(folder)], recursive=True)
     pictures = {path.with_suffix("") for path in found if not _is_mask(path)}
-    alone = [path for path in found if _is_mask(path) and path.with_suffix("").with_suffix("") not in pictures]
+    wanted = [path.with_suffix("").with_suffix("") for path in found if _is_mask(path)]
+    alone = [picture for picture in wanted if picture not in pictures]
     if alone:
-        stem = alone[0].name.removesuffix("".join(alone[0].suffixes[-2:]))
         logger.warning(
-            "%d of the masks in %s lie beside no picture and are left out, the first is %s: its picture would be %s.jpg, or another "
-            "picture of that name",
-            len(alone), folder, alone[0].name, stem,
+            "%d of the masks in %s lie beside no picture and are left out, the first is of %s.jpg, or another picture of that name",
+            len(alone), folder, alone[0].name,
         )  # fmt: skip
 
 

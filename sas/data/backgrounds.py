@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter, map_coordinates
 from tqdm.auto import tqdm
 
-from sas.io import InputError, no_bar
+from sas.console import no_bar
+from sas.io import InputError
 from sas.pictures import find_images, read_image
 from sas.seeding import derive_seed
 
